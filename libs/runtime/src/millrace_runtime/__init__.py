@@ -1,0 +1,1 @@
+"""What every Millrace service shares: durability, transport, telemetry and jobs."""

@@ -1,0 +1,102 @@
+"""The shared store of content: committed directories and files, by URI.
+
+The default root is a local directory, where jobs write in place; any fsspec URL (``s3://…``)
+serves too: content is then uploaded, its manifest last, and fetched into a local cache before
+use. Either way readers get a local path that was verified against the expected digest.
+"""
+
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from millrace_runtime import manifest
+
+
+class ContentOutsideRoot(ValueError):
+    """A URI points outside the store."""
+
+
+class ContentStore:
+    """Content below ``root``; ``cache`` is where remote content is kept locally."""
+
+    def __init__(self, root: str, cache: Path) -> None:
+        self._filesystem, path = fsspec.core.url_to_fs(root)
+        self._is_local = isinstance(self._filesystem, LocalFileSystem)
+        self._root = str(Path(path).resolve()) if self._is_local else path.rstrip("/")
+        self._cache = cache
+
+    def working_path(self, relative: str) -> Path:
+        """Where a job writes content that is to become ``relative`` in the store.
+
+        Raises:
+            ContentOutsideRoot: ``relative`` leads out of the root.
+        """
+        root = (Path(self._root) if self._is_local else self._cache / "outgoing").resolve()
+        path = (root / relative).resolve()
+        if not path.is_relative_to(root):
+            raise ContentOutsideRoot(f"{relative!r} leads out of the data root")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def publish(self, path: Path) -> str:
+        """Make what lies at a working path readable by all services; return its URI."""
+        if self._is_local:
+            return path.resolve().as_uri()
+        root = (self._cache / "outgoing").resolve()
+        target = f"{self._root}/{path.resolve().relative_to(root).as_posix()}"
+        files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+        # The manifest goes last: a directory without one was never committed.
+        for file in sorted(files, key=lambda file: file.name == manifest.MANIFEST_NAME):
+            suffix = "" if path.is_file() else f"/{file.relative_to(path).as_posix()}"
+            self._filesystem.put_file(str(file), target + suffix)
+        return str(self._filesystem.unstrip_protocol(target))
+
+    def directory(self, uri: str, digest: str) -> Path:
+        """A local path of a committed directory, every byte of it verified.
+
+        Raises:
+            ManifestError: it is not what ``digest`` says.
+            ContentOutsideRoot: ``uri`` points elsewhere.
+        """
+        path = self._local_path(uri)
+        if not self._is_local:
+            path = self._cache / "incoming" / digest.removeprefix("sha256:")
+            if not path.exists():
+                temporary = manifest.temporary_sibling(path)
+                self._filesystem.get(self._remote_path(uri) + "/", f"{temporary}/", recursive=True)
+                temporary.rename(path)
+        manifest.verify(path, digest)
+        return path
+
+    def file(self, uri: str, digest: str) -> Path:
+        """A local path of a single file, its bytes verified.
+
+        Raises:
+            ManifestMismatch: it is not what ``digest`` says.
+            ContentOutsideRoot: ``uri`` points elsewhere.
+        """
+        path = self._local_path(uri)
+        if not self._is_local:
+            path = self._cache / "incoming" / digest.removeprefix("sha256:")
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._filesystem.get_file(self._remote_path(uri), str(path))
+        if not path.is_file() or manifest.sha256_file(path) != digest:
+            raise manifest.ManifestMismatch(f"{uri} is not {digest}")
+        return path
+
+    def _local_path(self, uri: str) -> Path:
+        if not self._is_local:
+            return Path()
+        path = Path(unquote(urlparse(uri).path)).resolve()
+        if urlparse(uri).scheme != "file" or not path.is_relative_to(self._root):
+            raise ContentOutsideRoot(f"{uri} is not in the data root")
+        return path
+
+    def _remote_path(self, uri: str) -> str:
+        path = str(self._filesystem._strip_protocol(uri))
+        if not path.startswith(self._root + "/") or ".." in path.split("/"):
+            raise ContentOutsideRoot(f"{uri} is not in the data root")
+        return path

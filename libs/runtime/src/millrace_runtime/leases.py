@@ -1,0 +1,114 @@
+"""Work as a row with a lease and an epoch, so that one worker at a time can write.
+
+A worker claims a row, which raises its epoch, and renews while it works. When it stops
+renewing, anyone may claim the row again under a higher epoch, and every write of the old
+worker is refused in SQL (``fenced``). See Kleppmann, "How to do distributed locking" (2016)
+for why the fencing token, not the lease, is what makes this safe.
+
+    LeaseLost   the row's epoch is not the writer's: somebody else has taken the work over
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    CursorResult,
+    Integer,
+    String,
+    Table,
+    and_,
+    or_,
+    select,
+    update,
+)
+
+from millrace_runtime.database import UtcDateTime
+
+
+class LeaseLost(Exception):
+    """The work has been taken over, or is no longer there; stop, and write nothing."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to work on one row until ``expires``, under ``epoch``."""
+
+    id: str
+    epoch: int
+    expires: datetime
+
+
+def lease_columns() -> tuple[Column[Any], ...]:
+    """The columns that a table of work needs; its primary key must be ``id``."""
+    return (
+        Column("epoch", Integer, nullable=False, default=0, server_default="0"),
+        Column("lease_owner", String(128)),
+        Column("lease_expires", UtcDateTime),
+    )
+
+
+def claim(
+    connection: Connection,
+    table: Table,
+    claimable: ColumnElement[bool],
+    *,
+    owner: str,
+    now: datetime,
+    duration: timedelta,
+) -> Lease | None:
+    """Take the oldest row that is ``claimable`` and not under a live lease, or ``None``."""
+    free = or_(table.c.lease_expires.is_(None), table.c.lease_expires < now)
+    oldest = (
+        select(table.c.id, table.c.epoch)
+        .where(and_(claimable, free))
+        .order_by(table.c.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    row = connection.execute(oldest).first()
+    if row is None:
+        return None
+    lease = Lease(row.id, row.epoch + 1, now + duration)
+    connection.execute(
+        update(table)
+        .where(table.c.id == row.id, table.c.epoch == row.epoch)
+        .values(epoch=lease.epoch, lease_owner=owner, lease_expires=lease.expires)
+    )
+    return lease
+
+
+def renew(
+    connection: Connection, table: Table, lease: Lease, *, now: datetime, duration: timedelta
+) -> Lease:
+    """Extend ``lease`` to ``now + duration``.
+
+    Raises:
+        LeaseLost: the row has a higher epoch.
+    """
+    expires = now + duration
+    require_held(connection.execute(fenced(table, lease).values(lease_expires=expires)), lease)
+    return Lease(lease.id, lease.epoch, expires)
+
+
+def release(connection: Connection, table: Table, lease: Lease) -> None:
+    """Give the row back at once; nothing happens when it was lost already."""
+    connection.execute(fenced(table, lease).values(lease_owner=None, lease_expires=None))
+
+
+def fenced(table: Table, lease: Lease) -> Any:
+    """An UPDATE of the leased row that matches nothing once the epoch has risen."""
+    return update(table).where(table.c.id == lease.id, table.c.epoch == lease.epoch)
+
+
+def require_held(result: CursorResult[Any], lease: Lease) -> None:
+    """Check that a fenced write happened.
+
+    Raises:
+        LeaseLost: it matched no row.
+    """
+    if result.rowcount != 1:
+        raise LeaseLost(f"{lease.id} is no longer ours (epoch {lease.epoch})")

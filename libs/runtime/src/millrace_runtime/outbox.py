@@ -1,0 +1,136 @@
+"""The outbox: facts kept beside the state they follow from, in the same transaction.
+
+It is the history: rows are never removed. The relay (``bus.py``) publishes what it finds
+unpublished; a row remembers in which incarnation of the stream it was published, so that
+after the loss of the stream everything is published again.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from google.protobuf.message import Message
+from millrace.topology import fact_of
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    func,
+    or_,
+    select,
+    update,
+)
+
+from millrace_runtime import cloudevent, names, telemetry
+
+_BATCH_SIZE = 500
+
+
+@dataclass(frozen=True)
+class PendingFact:
+    """A fact to be published: its id is the message id, its document the payload."""
+
+    sequence: int
+    id: str
+    subject: str
+    document: str
+    traceparent: str
+
+
+def outbox_table(metadata: MetaData) -> Table:
+    """Define the outbox in a service's schema."""
+    return Table(
+        "outbox",
+        metadata,
+        # SQLite numbers rows by itself only in a column declared INTEGER.
+        Column(
+            "sequence",
+            BigInteger().with_variant(Integer, "sqlite"),
+            primary_key=True,
+            autoincrement=True,
+        ),
+        Column("id", String(64), nullable=False, unique=True),
+        Column("subject", String(255), nullable=False),
+        Column("document", Text, nullable=False),
+        Column("traceparent", String(64), nullable=False),
+        Column("published_in", String(128)),
+        Index("outbox_published_in", "published_in", "sequence"),
+    )
+
+
+class Outbox:
+    """Writes facts into a service's transactions and hands them to the relay."""
+
+    def __init__(
+        self, table: Table, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self._table = table
+        self._now = now
+
+    def record(
+        self,
+        connection: Connection,
+        tenant: str,
+        message: Message,
+        *,
+        traceparent: str | None = None,
+    ) -> str:
+        """Add the fact that ``message`` states to the caller's transaction; return its id.
+
+        ``traceparent`` defaults to the current span's.
+        """
+        parent = telemetry.current_traceparent() if traceparent is None else traceparent
+        event = cloudevent.Event(
+            id=names.new_id("fact"),
+            fact=fact_of(type(message)),
+            tenant=tenant,
+            message=message,
+            time=self._now(),
+            traceparent=parent,
+        )
+        connection.execute(
+            self._table.insert().values(
+                id=event.id,
+                subject=event.subject,
+                document=cloudevent.to_json(event),
+                traceparent=parent,
+            )
+        )
+        return event.id
+
+    def pending(self, connection: Connection, incarnation: str) -> Sequence[PendingFact]:
+        """The oldest facts not yet published in ``incarnation``, in order, 500 at most."""
+        table = self._table
+        rows = connection.execute(
+            select(table)
+            .where(or_(table.c.published_in.is_(None), table.c.published_in != incarnation))
+            .order_by(table.c.sequence)
+            .limit(_BATCH_SIZE)
+        )
+        return [
+            PendingFact(row.sequence, row.id, row.subject, row.document, row.traceparent)
+            for row in rows
+        ]
+
+    def mark_published(
+        self, connection: Connection, facts: Sequence[PendingFact], incarnation: str
+    ) -> None:
+        """Remember that the server has acknowledged ``facts``."""
+        sequences = [fact.sequence for fact in facts]
+        connection.execute(
+            update(self._table)
+            .where(self._table.c.sequence.in_(sequences))
+            .values(published_in=incarnation)
+        )
+
+    def backlog(self, connection: Connection) -> int:
+        """How many facts have never been published."""
+        unpublished = self._table.c.published_in.is_(None)
+        count = select(func.count()).select_from(self._table).where(unpublished)
+        return int(connection.execute(count).scalar_one())

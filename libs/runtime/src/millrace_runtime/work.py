@@ -1,0 +1,232 @@
+"""Workers: threads that claim leased rows, do their work and keep the lease alive meanwhile."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from millrace_runtime import telemetry
+from millrace_runtime.leases import Lease, LeaseLost
+
+LOG = logging.getLogger(__name__)
+
+_RENEW_SECONDS = 1.0
+_POLL_SECONDS = 1.0
+_JOB_GRACE_SECONDS = 5.0
+
+
+class WorkSource(Protocol):
+    """Where a worker's rows come from; the service's ``store.py`` implements it."""
+
+    def claim(self) -> Lease | None: ...
+
+    def renew(self, lease: Lease) -> Lease:
+        """Raises LeaseLost, also when the work was cancelled: cancelling raises the epoch."""
+        ...
+
+    def release(self, lease: Lease) -> None: ...
+
+
+class Worker:
+    """Does one piece of work at a time.
+
+    ``perform(lease, stop)`` does it; ``stop`` is set when the lease is lost (taken over, or
+    the work cancelled) or the service drains, and ``perform`` must then return soon and write
+    no more. What it raises is logged; the row stays claimed until its lease runs out, so that
+    work which always fails is tried again at the lease's pace, never in a tight loop.
+    """
+
+    def __init__(
+        self, name: str, source: WorkSource, perform: Callable[[Lease, threading.Event], None]
+    ) -> None:
+        self.name = name
+        self._source = source
+        self._perform = perform
+        self._doorbell = threading.Event()
+        self._draining = threading.Event()
+        self._stop_current = threading.Event()
+
+    def ring(self) -> None:
+        """Say that there may be work. Only speeds things up."""
+        self._doorbell.set()
+
+    def drain(self) -> None:
+        """Stop the work in hand, give its row back, and end ``run``."""
+        self._draining.set()
+        self._stop_current.set()
+        self._doorbell.set()
+
+    def run(self) -> None:
+        """Work until ``drain``."""
+        while not self._draining.is_set():
+            self._doorbell.clear()
+            try:
+                worked = self._work_once()
+            except Exception:  # the worker must outlive any one piece of work
+                LOG.exception("%s: work failed; it is tried again once its lease ends", self.name)
+                worked = False
+            if not worked:
+                self._doorbell.wait(_POLL_SECONDS)
+
+    def _work_once(self) -> bool:
+        lease = self._source.claim()
+        if lease is None:
+            return False
+        self._stop_current = threading.Event()
+        if self._draining.is_set():
+            self._stop_current.set()
+        finished = threading.Event()
+        keeper = threading.Thread(
+            target=self._keep, args=(lease, finished, self._stop_current), daemon=True
+        )
+        keeper.start()
+        try:
+            self._perform(lease, self._stop_current)
+        except LeaseLost as error:
+            LOG.info("%s: %s", self.name, error)
+        finally:
+            finished.set()
+            keeper.join()
+        if self._draining.is_set():
+            self._source.release(lease)
+        return True
+
+    def _keep(self, lease: Lease, finished: threading.Event, stop: threading.Event) -> None:
+        while not finished.wait(_RENEW_SECONDS):
+            try:
+                lease = self._source.renew(lease)
+            except LeaseLost as error:
+                LOG.info("%s: %s", self.name, error)
+                stop.set()
+                return
+            except Exception:  # a busy database is no reason to stop before the lease ends
+                LOG.exception("%s: could not renew the lease of %s", self.name, lease.id)
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """The job succeeded; ``fields`` are those of its ``result`` line."""
+
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class JobFailure:
+    """The job failed; ``reason`` is UPPER_SNAKE, INTERNAL or CRASHED when it is our fault."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class JobStopped:
+    """The job was stopped because ``stop`` was set."""
+
+
+JobOutcome = JobResult | JobFailure | JobStopped
+
+
+def run_job(
+    module: str,
+    spec: dict[str, Any],
+    directory: Path,
+    on_message: Callable[[dict[str, Any]], None],
+    stop: threading.Event,
+) -> JobOutcome:
+    """Run ``python -m module SPEC.json`` to its end (the contract is in ``jobs.py``).
+
+    ``on_message`` gets each ``progress`` and ``checkpoint`` line as it comes; what it raises
+    ends the job. Standard error is appended to ``directory/job.log``. The job belongs to the
+    current span's trace, and dies with this thread.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    spec_path = directory / "spec.json"
+    spec_path.write_text(json.dumps(spec))
+    command = [sys.executable, "-m", module, str(spec_path)]
+    with (
+        (directory / "job.log").open("ab") as log,
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            env=_environment(),
+            start_new_session=True,
+        ) as process,
+    ):
+        ended = threading.Event()
+        watcher = threading.Thread(target=_end_when, args=(process, stop, ended), daemon=True)
+        watcher.start()
+        try:
+            last = _read_messages(process, on_message)
+        except BaseException:
+            _signal_group(process, signal.SIGKILL)
+            raise
+        finally:
+            process.wait()
+            ended.set()
+            watcher.join()
+    if stop.is_set() and last.get("kind") != "result":
+        return JobStopped()
+    return _outcome(last, process.returncode, directory / "job.log")
+
+
+def _environment() -> dict[str, str]:
+    traceparent = telemetry.current_traceparent()
+    return {**os.environ, telemetry.TRACEPARENT_VARIABLE: traceparent}
+
+
+def _read_messages(
+    process: subprocess.Popen[bytes], on_message: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    assert process.stdout is not None
+    last: dict[str, Any] = {}
+    for line in process.stdout:
+        try:
+            message = json.loads(line)
+        except ValueError:
+            LOG.warning("a job wrote a line that is not JSON: %r", line[:200])
+            continue
+        if message["kind"] in ("result", "error"):
+            last = message
+        else:
+            on_message(message)
+    return last
+
+
+def _end_when(
+    process: subprocess.Popen[bytes], stop: threading.Event, ended: threading.Event
+) -> None:
+    while not ended.wait(0.1):
+        if stop.is_set():
+            _signal_group(process, signal.SIGTERM)
+            if not ended.wait(_JOB_GRACE_SECONDS):
+                _signal_group(process, signal.SIGKILL)
+            return
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return  # it has ended already
+
+
+def _outcome(last: dict[str, Any], returncode: int, log: Path) -> JobOutcome:
+    if last.get("kind") == "result" and returncode == 0:
+        return JobResult({key: value for key, value in last.items() if key != "kind"})
+    if last.get("kind") == "error":
+        return JobFailure(last["reason"], last["message"])
+    tail = " | ".join(_last_lines(log))
+    return JobFailure("CRASHED", f"the job ended with status {returncode}: {tail}")
+
+
+def _last_lines(log: Path, count: int = 3) -> Sequence[str]:
+    return log.read_text(errors="replace").strip().splitlines()[-count:]
