@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import grpc
-from opentelemetry.instrumentation.grpc import client_interceptor
+from opentelemetry.instrumentation.grpc import client_interceptor, grpcext
 
 from millrace_runtime.interceptors import TOKEN_HEADER
 from millrace_runtime.rich_status import from_rpc_error
@@ -56,7 +56,10 @@ class _CallDefaults(  # type: ignore[misc]  # grpcio is untyped here
 def open_channel(address: str, token: str | None) -> grpc.Channel:
     """A channel to another service of the mesh, for synchronous stubs."""
     channel = grpc.insecure_channel(address, options=_OPTIONS)
-    return grpc.intercept_channel(channel, client_interceptor(), _CallDefaults(token))
+    completed = grpc.intercept_channel(channel, _CallDefaults(token))
+    # OpenTelemetry's interceptor has a protocol of its own, and goes outermost so that the
+    # context it injects is passed on.
+    return grpcext.intercept_channel(completed, client_interceptor())
 
 
 def call(method: Callable[..., Any], request: Any, **options: Any) -> Any:

@@ -24,8 +24,9 @@ def decode_token(token: str) -> str:
         InvalidArgument: it is none of ours.
     """
     try:
-        return base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode()
-    except (binascii.Error, UnicodeDecodeError):
+        padded = token + "=" * (-len(token) % 4)
+        return base64.b64decode(padded, altchars=b"-_", validate=True).decode()
+    except (binascii.Error, ValueError):
         raise InvalidArgument(
             "page_token is not one that this service gave out; leave it out to start again",
             field="page_token",

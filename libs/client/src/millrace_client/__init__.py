@@ -1,0 +1,1 @@
+"""The ``millrace`` command, and a thin client of the gateway's REST API."""

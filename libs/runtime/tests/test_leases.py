@@ -1,0 +1,85 @@
+from datetime import timedelta
+
+import pytest
+from millrace_runtime import leases
+from millrace_runtime.database import Database
+from millrace_runtime.leases import Lease, LeaseLost
+from millrace_testkit.clock import FakeClock
+from sqlalchemy import Column, MetaData, String, Table, select, true
+
+METADATA = MetaData()
+TASKS = Table(
+    "tasks",
+    METADATA,
+    Column("id", String(32), primary_key=True),
+    Column("answer", String(32)),
+    *leases.lease_columns(),
+)
+DURATION = timedelta(seconds=10)
+
+
+@pytest.fixture(autouse=True)
+def tasks(database: Database) -> None:
+    METADATA.create_all(database.engine)
+    with database.transaction() as connection:
+        connection.execute(TASKS.insert(), [{"id": "task-1"}, {"id": "task-2"}])
+
+
+def claim(database: Database, clock: FakeClock, owner: str) -> Lease | None:
+    with database.transaction() as connection:
+        return leases.claim(
+            connection, TASKS, true(), owner=owner, now=clock(), duration=DURATION
+        )
+
+
+def answer(database: Database, lease: Lease, text: str) -> None:
+    with database.transaction() as connection:
+        result = connection.execute(leases.fenced(TASKS, lease).values(answer=text))
+        leases.require_held(result, lease)
+
+
+def test_each_row_has_one_worker(database: Database, clock: FakeClock) -> None:
+    first, second = claim(database, clock, "a"), claim(database, clock, "b")
+    assert first and second and {first.id, second.id} == {"task-1", "task-2"}
+    assert claim(database, clock, "c") is None
+
+
+def test_a_live_lease_is_renewed_and_an_expired_one_taken_over(
+    database: Database, clock: FakeClock
+) -> None:
+    lease = claim(database, clock, "a")
+    assert lease
+    clock.advance(8)
+    with database.transaction() as connection:
+        leases.renew(connection, TASKS, lease, now=clock(), duration=DURATION)
+    clock.advance(8)
+    other = claim(database, clock, "b")
+    assert other and other.id == "task-2"
+    clock.advance(3)
+    taken = claim(database, clock, "b")
+    assert taken and taken.id == "task-1" and taken.epoch == lease.epoch + 1
+
+
+def test_a_worker_that_lost_its_lease_cannot_write(database: Database, clock: FakeClock) -> None:
+    stale = claim(database, clock, "a")
+    assert stale
+    clock.advance(11)
+    current = claim(database, clock, "b")
+    assert current and current.id == stale.id
+    answer(database, current, "new")
+    with pytest.raises(LeaseLost):
+        answer(database, stale, "stale")
+    with pytest.raises(LeaseLost), database.transaction() as connection:
+        leases.renew(connection, TASKS, stale, now=clock(), duration=DURATION)
+    with database.transaction() as connection:
+        query = select(TASKS.c.answer).where(TASKS.c.id == stale.id)
+        assert connection.execute(query).scalar_one() == "new"
+
+
+def test_a_released_row_can_be_claimed_at_once(database: Database, clock: FakeClock) -> None:
+    lease = claim(database, clock, "a")
+    assert lease
+    with database.transaction() as connection:
+        leases.release(connection, TASKS, lease)
+    again = claim(database, clock, "b")
+    assert again and again.id == lease.id and again.epoch == lease.epoch + 1

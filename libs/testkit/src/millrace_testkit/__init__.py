@@ -1,0 +1,1 @@
+"""What Millrace's tests share: clocks, databases, real servers, in-process gRPC."""
