@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import MetaData
+
 from millrace.data.v1 import events_pb2
 from millrace.topology import DEAD_LETTER_STREAM, STREAM
 from millrace_runtime import bus
@@ -13,7 +15,6 @@ from millrace_runtime.cloudevent import Event
 from millrace_runtime.database import Database, open_database
 from millrace_runtime.outbox import Outbox, outbox_table
 from millrace_testkit.servers import NatsServer
-from sqlalchemy import MetaData
 
 METADATA = MetaData()
 OUTBOX = Outbox(outbox_table(METADATA))
@@ -48,9 +49,7 @@ class Mesh:
         self.failing_once: set[str] = set()
         self._server = server
         self._relay = Relay(database, OUTBOX)
-        self._consumer = Consumer(
-            "trainer", [Subscription(events_pb2.DatasetReady, self._handle)]
-        )
+        self._consumer = Consumer("trainer", [Subscription(events_pb2.DatasetReady, self._handle)])
 
     def _handle(self, event: Event) -> None:
         assert isinstance(event.message, events_pb2.DatasetReady)
@@ -91,9 +90,7 @@ def test_recorded_facts_reach_the_consumer_in_order(
         assert OUTBOX.backlog(connection) == 0
 
 
-def test_a_handler_that_fails_sees_the_fact_again(
-    store: Database, nats_server: NatsServer
-) -> None:
+def test_a_handler_that_fails_sees_the_fact_again(store: Database, nats_server: NatsServer) -> None:
     async def scenario() -> None:
         async with Mesh(store, nats_server) as mesh:
             mesh.failing_once.add("one")

@@ -1,11 +1,12 @@
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import Column, MetaData, String, Table, select, true
+
 from millrace_runtime import leases
 from millrace_runtime.database import Database
 from millrace_runtime.leases import Lease, LeaseLost
 from millrace_testkit.clock import FakeClock
-from sqlalchemy import Column, MetaData, String, Table, select, true
 
 METADATA = MetaData()
 TASKS = Table(
@@ -27,9 +28,7 @@ def tasks(database: Database) -> None:
 
 def claim(database: Database, clock: FakeClock, owner: str) -> Lease | None:
     with database.transaction() as connection:
-        return leases.claim(
-            connection, TASKS, true(), owner=owner, now=clock(), duration=DURATION
-        )
+        return leases.claim(connection, TASKS, true(), owner=owner, now=clock(), duration=DURATION)
 
 
 def answer(database: Database, lease: Lease, text: str) -> None:

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from millrace_runtime import manifest
 from millrace_runtime.manifest import ManifestMismatch, ManifestMissing
 

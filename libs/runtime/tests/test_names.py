@@ -3,6 +3,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from millrace_runtime import names, paging
 from millrace_runtime.errors import InvalidArgument
 

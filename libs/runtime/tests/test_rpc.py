@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
+
 from millrace.data.v1 import service_pb2, service_pb2_grpc
 from millrace_runtime.channel import call, open_channel
 from millrace_runtime.errors import AlreadyExists, InvalidArgument, NotFound, Unauthenticated

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from millrace_runtime.leases import Lease, LeaseLost
 from millrace_runtime.work import JobFailure, JobResult, JobStopped, Worker, run_job
 from millrace_testkit.clock import FakeClock
@@ -51,9 +52,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def run(job: str, folder: Path, mode: str, stop: threading.Event | None = None) -> Any:
     messages: list[dict[str, Any]] = []
-    outcome = run_job(
-        job, {"mode": mode}, folder, messages.append, stop or threading.Event()
-    )
+    outcome = run_job(job, {"mode": mode}, folder, messages.append, stop or threading.Event())
     return outcome, messages
 
 

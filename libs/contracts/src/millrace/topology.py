@@ -74,9 +74,7 @@ FACTS: tuple[Fact, ...] = (
         tuner.CheckpointFinished,
         consumers=("compressor", "registry"),
     ),
-    Fact(
-        "artifact.finished", "compressor", compressor.ArtifactFinished, consumers=("registry",)
-    ),
+    Fact("artifact.finished", "compressor", compressor.ArtifactFinished, consumers=("registry",)),
     Fact(
         "compression.rejected",
         "compressor",

@@ -16,13 +16,6 @@ from typing import Any
 
 import nats
 from google.protobuf.message import Message
-from millrace.topology import (
-    DEAD_LETTER_STREAM,
-    DEAD_LETTER_SUBJECTS,
-    STREAM,
-    STREAM_SUBJECTS,
-    fact_of,
-)
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
@@ -37,6 +30,13 @@ from nats.js.api import (
 from nats.js.errors import NotFoundError
 from opentelemetry.trace import SpanKind
 
+from millrace.topology import (
+    DEAD_LETTER_STREAM,
+    DEAD_LETTER_SUBJECTS,
+    STREAM,
+    STREAM_SUBJECTS,
+    fact_of,
+)
 from millrace_runtime import cloudevent, telemetry
 from millrace_runtime.cloudevent import Event, MalformedEvent
 from millrace_runtime.database import Database
@@ -145,7 +145,7 @@ class Relay:
             self._doorbell.clear()
             try:
                 published = await self._publish_batch(jetstream)
-            except (nats.errors.Error, OSError, asyncio.TimeoutError) as error:
+            except (TimeoutError, nats.errors.Error, OSError) as error:
                 LOG.warning("publishing is delayed: %s: %s", type(error).__name__, error)
                 await asyncio.sleep(RETRY_DELAY_SECONDS)
                 continue
@@ -220,7 +220,7 @@ class Consumer:
         while True:
             try:
                 await self._consume(client.jetstream())
-            except (nats.errors.Error, OSError, asyncio.TimeoutError) as error:
+            except (TimeoutError, nats.errors.Error, OSError) as error:
                 LOG.warning("consuming is delayed: %s: %s", type(error).__name__, error)
                 await asyncio.sleep(RETRY_DELAY_SECONDS)
 

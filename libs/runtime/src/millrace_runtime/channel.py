@@ -26,10 +26,10 @@ class _CallDetails(NamedTuple):
     compression: grpc.Compression | None
 
 
-class _CallDefaults(  # type: ignore[misc]  # grpcio is untyped here
-    grpc.UnaryUnaryClientInterceptor,
-    grpc.StreamUnaryClientInterceptor,
-    grpc.UnaryStreamClientInterceptor,
+class _CallDefaults(
+    grpc.UnaryUnaryClientInterceptor,  # type: ignore[type-arg]  # not at run time
+    grpc.StreamUnaryClientInterceptor,  # type: ignore[type-arg]  # not at run time
+    grpc.UnaryStreamClientInterceptor,  # type: ignore[type-arg]  # not at run time
 ):
     """Adds the token to every call, and a deadline to those that have none and end."""
 
@@ -55,11 +55,12 @@ class _CallDefaults(  # type: ignore[misc]  # grpcio is untyped here
 
 def open_channel(address: str, token: str | None) -> grpc.Channel:
     """A channel to another service of the mesh, for synchronous stubs."""
-    channel = grpc.insecure_channel(address, options=_OPTIONS)
-    completed = grpc.intercept_channel(channel, _CallDefaults(token))
+    plain = grpc.insecure_channel(address, options=_OPTIONS)
+    completed = grpc.intercept_channel(plain, _CallDefaults(token))
     # OpenTelemetry's interceptor has a protocol of its own, and goes outermost so that the
     # context it injects is passed on.
-    return grpcext.intercept_channel(completed, client_interceptor())
+    channel: grpc.Channel = grpcext.intercept_channel(completed, client_interceptor())
+    return channel
 
 
 def call(method: Callable[..., Any], request: Any, **options: Any) -> Any:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
+
 from millrace.topology import Fact, fact_of
 
 CONTENT_TYPE = "application/cloudevents+json"

@@ -36,9 +36,7 @@ class MillraceError(Exception):
 class InvalidArgument(MillraceError):
     code = grpc.StatusCode.INVALID_ARGUMENT
 
-    def __init__(
-        self, message: str, *, reason: str = "INVALID_ARGUMENT", field: str = ""
-    ) -> None:
+    def __init__(self, message: str, *, reason: str = "INVALID_ARGUMENT", field: str = "") -> None:
         super().__init__(message, reason=reason, field=field)
 
 

@@ -189,5 +189,5 @@ def _probe_server(service: Service, stop: asyncio.Event) -> uvicorn.Server:
     )
     server = uvicorn.Server(config)
     # uvicorn must not take the signals: stopping is the service's decision.
-    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
     return server

@@ -25,15 +25,13 @@ LOG = logging.getLogger(__name__)
 TOKEN_HEADER = "x-millrace-token"
 _OPEN_SERVICES = ("/grpc.health.v1.Health/", "/grpc.reflection.")
 
-_CALLS = Counter(
-    "millrace_rpc_server_calls_total", "gRPC calls answered.", ["rpc_method", "code"]
-)
+_CALLS = Counter("millrace_rpc_server_calls_total", "gRPC calls answered.", ["rpc_method", "code"])
 _SECONDS = Histogram(
     "millrace_rpc_server_duration_seconds", "Time to answer a gRPC call.", ["rpc_method"]
 )
 
 
-class ServiceInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]  # grpcio is untyped here
+class ServiceInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # not at run time
     """Guards and measures every call; ``token`` is the secret to ask for, if any."""
 
     def __init__(self, token: str | None) -> None:
@@ -59,7 +57,8 @@ def check(message: Message) -> None:
     violations = protovalidate.collect_violations(message)
     if violations:
         first = violations[0].proto
-        field = ".".join(_path_element(element) for element in first.field.elements)
+        elements = first.field.elements if first.field else ()
+        field = ".".join(_path_element(element) for element in elements)
         raise InvalidArgument(f"{field}: {first.message}" if field else first.message, field=field)
 
 
@@ -70,9 +69,7 @@ def _path_element(element: Any) -> str:
 
 
 def _carries(metadata: Any, token: str) -> bool:
-    return any(
-        key == TOKEN_HEADER and hmac.compare_digest(value, token) for key, value in metadata
-    )
+    return any(key == TOKEN_HEADER and hmac.compare_digest(value, token) for key, value in metadata)
 
 
 def _refusing(handler: Any) -> Any:

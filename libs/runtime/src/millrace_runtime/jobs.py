@@ -65,7 +65,7 @@ class Reporter:
     def progress(
         self, phase: str, completed: int, total: int, metrics: dict[str, float] | None = None
     ) -> None:
-        """Say how far ``phase`` has come; ``completed`` and ``total`` are in the phase's own unit."""
+        """Say how far ``phase`` has come; both counts are in the phase's own unit."""
         self.report(
             "progress", phase=phase, completed=completed, total=total, metrics=metrics or {}
         )

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from google.protobuf.message import Message
-from millrace.topology import fact_of
 from sqlalchemy import (
     BigInteger,
     Column,
@@ -27,6 +26,7 @@ from sqlalchemy import (
     update,
 )
 
+from millrace.topology import fact_of
 from millrace_runtime import cloudevent, names, telemetry
 
 _BATCH_SIZE = 500

@@ -24,15 +24,15 @@ def to_status(error: MillraceError) -> status_pb2.Status:
 
 def from_rpc_error(error: grpc.RpcError) -> MillraceError:
     """What a failed call means; an error without a rich status is ``Unavailable``."""
+    if not isinstance(error, grpc.Call):
+        return Unavailable(str(error), reason="UPSTREAM_ERROR")
     status = rpc_status.from_call(error)
-    code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNAVAILABLE
+    code = error.code()
     kind = ERROR_OF_CODE.get(code)
     if kind is None:
-        text = error.details() if isinstance(error, grpc.Call) else str(error)
-        return Unavailable(f"{code.name}: {text}", reason="UPSTREAM_ERROR")
+        return Unavailable(f"{code.name}: {error.details()}", reason="UPSTREAM_ERROR")
     if status is None:
-        details = error.details() if isinstance(error, grpc.Call) else str(error)
-        return kind(details or code.name, reason=code.name)
+        return kind(error.details() or code.name, reason=code.name)
     return kind(status.message, reason=_reason(status) or code.name, field=_field(status))
 
 
@@ -46,7 +46,7 @@ def _reason(status: status_pb2.Status) -> str:
     info = error_details_pb2.ErrorInfo()
     for detail in status.details:
         if detail.Unpack(info):
-            return info.reason
+            return str(info.reason)
     return ""
 
 
@@ -54,5 +54,5 @@ def _field(status: status_pb2.Status) -> str:
     request = error_details_pb2.BadRequest()
     for detail in status.details:
         if detail.Unpack(request) and request.field_violations:
-            return request.field_violations[0].field
+            return str(request.field_violations[0].field)
     return ""

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from millrace_runtime.database import Database, open_database
 from sqlalchemy import text
 
+from millrace_runtime.database import Database, open_database
 from millrace_testkit.clock import FakeClock
 from millrace_testkit.servers import NatsServer, PostgresServer, find_postgres
 

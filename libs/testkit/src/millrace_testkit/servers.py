@@ -51,7 +51,7 @@ class NatsServer:
         config = self._store / "nats.conf"
         self._store.mkdir(parents=True, exist_ok=True)
         config.write_text(
-            f'host: 127.0.0.1\nport: {self.port}\n'
+            f"host: 127.0.0.1\nport: {self.port}\n"
             f'jetstream {{ store_dir: "{self._store}/jetstream", sync_interval: always }}\n'
         )
         self._process = subprocess.Popen(

@@ -1178,6 +1178,7 @@ class RouteTarget(_message.Message):
     CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
     BOS_TOKEN_FIELD_NUMBER: _builtins.int
     EOS_TOKEN_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     share: _builtins.float
     """Share of the requests to the model, in [0, 1]; a route adds up to 1. A version with
@@ -1191,6 +1192,8 @@ class RouteTarget(_message.Message):
     bos_token: _builtins.str
     """Literal special tokens that the template may use."""
     eos_token: _builtins.str
+    traceparent: _builtins.str
+    """W3C traceparent of the rollout that brought the version; requests to it link to that trace."""
     @_builtins.property
     def endpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """host:port of a Triton gRPC endpoint."""
@@ -1206,10 +1209,11 @@ class RouteTarget(_message.Message):
         chat_template: _builtins.str = ...,
         bos_token: _builtins.str = ...,
         eos_token: _builtins.str = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "bos_token", b"bos_token", "chat_template", b"chat_template", "context_length", b"context_length", "endpoints", b"endpoints", "eos_token", b"eos_token", "share", b"share", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "bos_token", b"bos_token", "chat_template", b"chat_template", "context_length", b"context_length", "endpoints", b"endpoints", "eos_token", b"eos_token", "share", b"share", "traceparent", b"traceparent", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,64 @@
+# Millrace. `make help` lists what there is to do.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PYTHON := .venv/bin/python
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+PACKAGES := $(wildcard libs/*/src) $(wildcard services/*/src)
+T ?=
+
+.PHONY: help
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} \
+	  /^##@ / {printf "\n\033[1m%s\033[0m\n", substr($$0, 5)} \
+	  /^[a-z-]+:.*## / {printf "  \033[36m%-10s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@printf '\nOne test: make test T=services/registry/tests/test_rollout.py\n'
+
+##@ Run
+.PHONY: demo up down status
+demo: setup ## Carry a model through its whole life, with live progress
+	@$(PYTHON) -m millrace_mesh.demo
+up: setup ## Run the mesh in the foreground, with one log (Ctrl-C stops it)
+	@.venv/bin/millrace up
+down: ## Stop the mesh, wherever it was started from
+	@if [ -x .venv/bin/millrace ]; then .venv/bin/millrace down; fi
+status: setup ## Say what runs
+	@.venv/bin/millrace status
+
+##@ Develop
+.PHONY: setup test check format protos clean
+setup: ## Make the two virtual environments (quick when nothing changed)
+	@deploy/local/setup.sh
+test: setup ## Every check and every test; T=path runs one test alone
+ifeq ($(T),)
+	@$(MAKE) --no-print-directory check
+	@$(PYTHON) -m pytest
+else
+	@$(PYTHON) -m pytest $(T)
+endif
+check: setup checks-tools ## Lint, types, layers, contracts, sizes
+	@ruff check .
+	@ruff format --check .
+	@mypy $(PACKAGES)
+	@lint-imports
+	@$(PYTHON) libs/contracts/generate.py --check
+	@$(PYTHON) libs/contracts/document.py --check
+	@$(PYTHON) libs/contracts/generate.py --image .millrace/contracts.binpb
+	@deploy/checks/node_modules/.bin/buf lint .millrace/contracts.binpb --config protos/buf.yaml
+	@deploy/checks/node_modules/.bin/buf breaking .millrace/contracts.binpb \
+	  --against protos/released.binpb --config protos/buf.yaml
+	@$(PYTHON) deploy/checks/sizes.py
+format: setup ## Format the code
+	@ruff check --fix . && ruff format .
+protos: setup ## Generate the contracts' code, the AsyncAPI document and the diagram
+	@$(PYTHON) libs/contracts/generate.py
+	@$(PYTHON) libs/contracts/document.py
+release-contracts: setup ## Take the contracts as they are for what later ones must stay compatible with
+	@$(PYTHON) libs/contracts/generate.py --image protos/released.binpb
+clean: down ## Remove environments and state
+	rm -rf .venv .venv-triton .millrace deploy/checks/node_modules
+
+.PHONY: checks-tools release-contracts
+checks-tools: deploy/checks/node_modules/.package-lock.json
+deploy/checks/node_modules/.package-lock.json: deploy/checks/package-lock.json
+	@cd deploy/checks && npm ci --silent --no-audit --no-fund
