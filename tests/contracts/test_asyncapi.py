@@ -10,9 +10,7 @@ import yaml
 from millrace.topology import FACTS
 
 ROOT = Path(__file__).resolve().parents[2]
-SCHEMA = (
-    ROOT / "deploy/checks/node_modules/@asyncapi/specs/schemas/3.0.0-without-$id.json"
-)
+SCHEMA = ROOT / "deploy/checks/node_modules/@asyncapi/specs/schemas/3.0.0-without-$id.json"
 DOCUMENT = yaml.safe_load((ROOT / "libs/contracts/asyncapi.yaml").read_text())
 
 

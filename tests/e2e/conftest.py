@@ -1,0 +1,64 @@
+"""One mesh for all end-to-end tests, and the things that most of them start from."""
+
+import random
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from millrace_client.home import Home
+from millrace_mesh import control
+from millrace_mesh.layout import Layout
+from tests.e2e.lifecycle import RECIPE, Mesh
+
+
+def _free_layout(home: Path) -> Layout:
+    while True:
+        layout = Layout(Home(home), random.randrange(20_000, 30_000, 100))
+        if all(not _is_taken(port) for port in layout.ports.values()):
+            return layout
+
+
+def _is_taken(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture(scope="session")
+def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    """A running mesh; afterwards it is stopped, and nothing of it may be left running."""
+    layout = _free_layout(tmp_path_factory.mktemp("mesh"))
+    control.start_detached(layout)
+    running = control.find(layout.home)
+    assert running is not None
+    family = [running.pid, *(child.pid for child in psutil.Process(running.pid).children(True))]
+    yield Mesh(layout, layout.home.operator_key_file.read_text().strip())
+    control.stop(layout.home)
+    assert [pid for pid in family if psutil.pid_exists(pid)] == []
+
+
+@pytest.fixture(scope="session")
+def dataset(mesh: Mesh) -> str:
+    """Id of a dataset built from a part of the standard library."""
+    source = {"type": "python_standard_library"}
+    made = mesh.post("/datasets", {"source": source, "recipe": RECIPE})
+    ended = mesh.ended(f"/datasets/{made['id']}")
+    assert ended["status"] == "succeeded", ended["error"]
+    return str(ended["id"])
+
+
+@pytest.fixture(scope="session")
+def model(mesh: Mesh, dataset: str) -> str:
+    """Id of a model that was pre-trained undisturbed, and whose last checkpoint is served."""
+    run = mesh.ended(f"/training/runs/{mesh.start_run('plain', dataset)}")
+    assert run["status"] == "succeeded", run["error"]
+    final = mesh.get(f"/training/runs/{run['id']}/checkpoints")["data"][0]
+
+    def served() -> bool:
+        versions = mesh.get("/versions?model=plain")["data"]
+        return any(v["checkpoint"] == final["name"] and v["status"] == "serving" for v in versions)
+
+    mesh.until(served, "the last checkpoint is served", 180)
+    return "plain"

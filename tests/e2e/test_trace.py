@@ -1,0 +1,68 @@
+"""The whole chain is one trace, with every hop of the topology that the chain takes."""
+
+import json
+from typing import Any
+
+from millrace.topology import edges
+from tests.e2e.lifecycle import Mesh
+
+# Hops of unhappy ends, which this chain does not take.
+NOT_TAKEN = {"dataset.failed", "compression.rejected", "compression.failed", "rollout.reversed"}
+
+
+def spans(mesh: Mesh) -> list[dict[str, Any]]:
+    files = mesh.layout.home.traces.glob("*.jsonl")
+    lines = [line for path in files for line in path.read_text().splitlines()]
+    found = [json.loads(line) for line in lines]
+    return [span for span in found if span["traceId"] == mesh.trace_id]
+
+
+def test_every_hop_is_in_the_trace(mesh: Mesh, model: str) -> None:
+    mesh.openai.completions.create(model=model, prompt="import", max_tokens=2)
+
+    def hops() -> set[tuple[str, str, str]]:
+        published = {
+            (s["service"], s["attributes"]["messaging.destination.name"])
+            for s in spans(mesh)
+            if s["name"].startswith("publish ")
+        }
+        processed = {
+            (s["attributes"]["messaging.destination.name"], s["service"])
+            for s in spans(mesh)
+            if s["name"].startswith("process ")
+        }
+        return {
+            (
+                producer.removeprefix("millrace-"),
+                subject.split(".", 3)[3],
+                c.removeprefix("millrace-"),
+            )
+            for producer, subject in published
+            for other, c in processed
+            if other == subject
+        }
+
+    wanted = {
+        edge for edge in edges() if edge[1] not in NOT_TAKEN and "tuner" not in (edge[0], edge[2])
+    }
+    mesh.until(lambda: wanted <= hops(), f"hops {wanted}", 30)
+
+
+def test_jobs_and_answers_are_in_the_trace(mesh: Mesh, model: str) -> None:
+    mesh.openai.completions.create(model=model, prompt="import", max_tokens=2)
+    wanted = {
+        "job data.build_dataset",
+        "job trainer.pretrain",
+        "job compressor.compress",
+        f"text_completion {model}",
+    }
+    mesh.until(lambda: wanted <= {span["name"] for span in spans(mesh)}, f"{wanted}", 30)
+
+
+def test_parents_are_there(mesh: Mesh, model: str) -> None:
+    """No span hangs in the air: every parent is a span of the trace, or the client's own."""
+    mesh.until(lambda: len(spans(mesh)) > 20, "spans", 30)
+    found = spans(mesh)
+    ids = {span["spanId"] for span in found}
+    roots = {span["parentSpanId"] for span in found} - ids
+    assert len(roots) <= 2, roots
