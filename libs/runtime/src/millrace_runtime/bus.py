@@ -29,6 +29,7 @@ from nats.js.api import (
 )
 from nats.js.errors import NotFoundError
 from opentelemetry.trace import SpanKind
+from prometheus_client import Gauge
 
 from millrace.topology import (
     DEAD_LETTER_STREAM,
@@ -51,6 +52,11 @@ DUPLICATE_WINDOW_SECONDS = 120.0
 _FETCH_TIMEOUT_SECONDS = 5.0
 _FETCH_BATCH = 32
 _IDLE_POLL_SECONDS = 1.0
+
+_PENDING = Gauge(
+    "millrace_outbox_pending_facts",
+    "Facts recorded and not yet published, as last read (one batch at most).",
+)
 
 
 class PoisonFact(Exception):
@@ -161,6 +167,7 @@ class Relay:
     async def _publish_batch(self, jetstream: JetStreamContext) -> int:
         incarnation = await self._incarnation(jetstream)
         facts = await asyncio.to_thread(self._read_pending, incarnation)
+        _PENDING.set(len(facts))
         if not facts:
             return 0
         for fact in facts:

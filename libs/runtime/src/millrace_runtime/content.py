@@ -53,6 +53,20 @@ class ContentStore:
             self._filesystem.put_file(str(file), target + suffix)
         return str(self._filesystem.unstrip_protocol(target))
 
+    def remove(self, relative: str) -> None:
+        """Remove a file or a directory from the store; nothing happens when it is not there.
+
+        Raises:
+            ContentOutsideRoot: ``relative`` leads out of the root.
+        """
+        path = self.working_path(relative)
+        if path.is_dir():
+            manifest.remove_tree(path)
+        else:
+            path.unlink(missing_ok=True)
+        if not self._is_local and self._filesystem.exists(f"{self._root}/{relative}"):
+            self._filesystem.rm(f"{self._root}/{relative}", recursive=True)
+
     def directory(self, uri: str, digest: str) -> Path:
         """A local path of a committed directory, every byte of it verified.
 

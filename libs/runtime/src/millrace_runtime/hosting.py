@@ -37,7 +37,7 @@ LOG = logging.getLogger(__name__)
 
 _RPC_THREADS = 32
 
-_NATS_CONNECTED = Gauge("millrace_nats_connected", "1 while connected to NATS.")
+NATS_CONNECTED = Gauge("millrace_nats_connected", "1 while connected to NATS.")
 
 
 @dataclass
@@ -141,7 +141,7 @@ def _start_rpc(service: Service) -> tuple[grpc.Server, health.HealthServicer]:
 
 async def _run_bus(service: Service) -> None:
     client = await bus.connect_patiently(service.settings.nats_url, service.name)
-    _NATS_CONNECTED.set_function(lambda: 1.0 if client.is_connected else 0.0)
+    NATS_CONNECTED.set_function(lambda: 1.0 if client.is_connected else 0.0)
     try:
         await asyncio.gather(service.relay.run(client), service.consumer.run(client))
     finally:

@@ -1,6 +1,7 @@
 """Errors to gRPC rich status and back (google.rpc.Status with ErrorInfo and BadRequest)."""
 
 import grpc
+import grpc.aio
 from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
@@ -24,7 +25,7 @@ def to_status(error: MillraceError) -> status_pb2.Status:
 
 def from_rpc_error(error: grpc.RpcError) -> MillraceError:
     """What a failed call means; an error without a rich status is ``Unavailable``."""
-    if not isinstance(error, grpc.Call):
+    if not isinstance(error, grpc.Call | grpc.aio.AioRpcError):
         return Unavailable(str(error), reason="UPSTREAM_ERROR")
     status = rpc_status.from_call(error)
     code = error.code()

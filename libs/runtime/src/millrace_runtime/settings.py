@@ -1,9 +1,13 @@
 """What every service can be told, by environment variables ``MILLRACE_<STAGE>_<FIELD>``."""
 
+import argparse
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings
+
+Settings = TypeVar("Settings", bound="ServiceSettings")
 
 
 class ServiceSettings(BaseSettings):
@@ -31,3 +35,26 @@ class ServiceSettings(BaseSettings):
     reconcile_seconds: float = Field(5.0, gt=0, description="period of the reconciler's sweep")
     drain_seconds: float = Field(10.0, ge=0, description="grace for calls in flight at SIGTERM")
     log_level: str = "INFO"
+
+
+def from_command_line(settings_type: type[Settings], program: str, what_it_is: str) -> Settings:
+    """The settings in the environment; ``--help`` explains the program and each of them."""
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description=what_it_is,
+        epilog=f"settings (environment variables):\n{describe(settings_type)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.parse_args()
+    return settings_type()  # type: ignore[call-arg]  # every field has a default
+
+
+def describe(settings_type: type[ServiceSettings]) -> str:
+    """One line for each setting: its variable, its default, what it is."""
+    prefix = settings_type.model_config.get("env_prefix", "")
+    lines = []
+    for name, field in settings_type.model_fields.items():
+        variable = f"{prefix}{name}".upper()
+        text = f"{field.description or name.replace('_', ' ')} (default: {field.default})"
+        lines.append(f"  {variable}\n      {text}")
+    return "\n".join(lines)

@@ -192,6 +192,7 @@ class Checkpoint(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     DATASET_FIELD_NUMBER: _builtins.int
     DATASET_DIGEST_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """tenants/{tenant}/runs/{run}/checkpoints/{checkpoint}"""
     model: _builtins.str
@@ -206,6 +207,10 @@ class Checkpoint(_message.Message):
     def content(self) -> _lifecycle_pb2.Content: ...
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def evaluation(self) -> _lifecycle_pb2.Content:
+        """Directory whose held-out shards judge what is made of this checkpoint."""
+
     def __init__(
         self,
         *,
@@ -220,10 +225,11 @@ class Checkpoint(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         dataset: _builtins.str = ...,
         dataset_digest: _builtins.str = ...,
+        evaluation: _lifecycle_pb2.Content | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "create_time", b"create_time", "evaluation", b"evaluation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "create_time", b"create_time", "dataset", b"dataset", "dataset_digest", b"dataset_digest", "final", b"final", "heldout_loss", b"heldout_loss", "model", b"model", "name", b"name", "step", b"step", "tokens_seen", b"tokens_seen", "train_loss", b"train_loss"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "create_time", b"create_time", "dataset", b"dataset", "dataset_digest", b"dataset_digest", "evaluation", b"evaluation", "final", b"final", "heldout_loss", b"heldout_loss", "model", b"model", "name", b"name", "step", b"step", "tokens_seen", b"tokens_seen", "train_loss", b"train_loss"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,1 @@
+"""Checkpoints made fit for the hardware that serves them, measured, and judged."""

@@ -1,0 +1,78 @@
+"""The compressor: finished checkpoints become artifacts, measured and judged."""
+
+import os
+import socket
+from pathlib import Path
+
+from millrace.registry.v1.service_pb2_grpc import RegistryServiceStub
+from millrace.trainer.v1.service_pb2_grpc import TrainerServiceStub
+from millrace.tuner.v1.service_pb2_grpc import TunerServiceStub
+from millrace_compressor.api import SERVICE_NAME, CompressorServicer
+from millrace_compressor.app import CompressorApp
+from millrace_compressor.compression_run import CompressionRunner
+from millrace_compressor.events import FactRecorder, subscriptions
+from millrace_compressor.schema import OUTBOX
+from millrace_compressor.settings import CompressorSettings
+from millrace_compressor.store import CompressionStore
+from millrace_compressor.upstream import FinishedCheckpoints, RegistryDeployments
+from millrace_runtime import hosting
+from millrace_runtime.bus import Consumer, Relay
+from millrace_runtime.channel import open_channel
+from millrace_runtime.content import ContentStore
+from millrace_runtime.database import migrate, open_database
+from millrace_runtime.hosting import Service
+from millrace_runtime.outbox import Outbox
+from millrace_runtime.settings import from_command_line
+from millrace_runtime.work import Worker
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+def build(settings: CompressorSettings) -> Service:
+    """The service, made of its parts; nothing runs yet."""
+    database = open_database(settings.database_url)
+    migrate(database, MIGRATIONS)
+    outbox = Outbox(OUTBOX)
+    relay = Relay(database, outbox)
+    token = settings.internal_token.get_secret_value() if settings.internal_token else None
+    store = CompressionStore(
+        database,
+        FactRecorder(outbox),
+        owner=f"{socket.gethostname()}:{os.getpid()}",
+        lease_seconds=settings.lease_seconds,
+    )
+    runner = CompressionRunner(
+        store,
+        ContentStore(settings.data_root, settings.scratch_directory / "cache"),
+        scratch=settings.scratch_directory / "compressions",
+        threads=settings.threads,
+        evaluation_tokens=settings.evaluation_tokens,
+        ring=relay.ring,
+    )
+    workers = [Worker(f"worker-{n}", store, runner.perform) for n in range(settings.concurrency)]
+    app = CompressorApp(
+        store,
+        RegistryDeployments(RegistryServiceStub(open_channel(settings.registry_address, token))),
+        FinishedCheckpoints(
+            TrainerServiceStub(open_channel(settings.trainer_address, token)),
+            TunerServiceStub(open_channel(settings.tuner_address, token)),
+        ),
+        ring_workers=lambda: [worker.ring() for worker in workers] and None,
+    )
+    return Service(
+        name="compressor",
+        settings=settings,
+        database=database,
+        relay=relay,
+        consumer=Consumer("compressor", subscriptions(app)),
+        rpc_services=(SERVICE_NAME,),
+        register=CompressorServicer(app).register,
+        workers=workers,
+        reconcile=app.reconcile,
+    )
+
+
+if __name__ == "__main__":
+    chosen = from_command_line(CompressorSettings, "python -m millrace_compressor", __doc__ or "")
+    hosting.start_logging(chosen.log_level)
+    hosting.serve(build(chosen))

@@ -1,0 +1,133 @@
+"""Use cases: what follows from a finished checkpoint, and what a person may ask for."""
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from typing import Protocol
+
+from prometheus_client import Gauge
+
+from millrace_compressor.domain import Checkpoint, Compression, GatePolicy, Order, State, Target
+from millrace_runtime import paging
+from millrace_runtime.errors import NotFound
+
+_COUNT = Gauge("millrace_compression_work_count", "Compressions, by state.", ["state"])
+
+
+class Compressions(Protocol):
+    """Rows of compressions (``store.CompressionStore``)."""
+
+    def is_considered(self, checkpoint_name: str) -> bool: ...
+    def consider(self, checkpoint_name: str, orders: Sequence[Order]) -> None: ...
+    def add(self, order: Order) -> Compression: ...
+    def get(self, tenant: str, id: str) -> Compression | None: ...
+    def page(self, tenant: str, model: str, before_id: str, count: int) -> list[Compression]: ...
+    def cancel(self, tenant: str, id: str) -> Compression | None: ...
+    def count_by_state(self) -> dict[str, int]: ...
+
+
+class Deployments(Protocol):
+    """Which deployments want a checkpoint (the registry)."""
+
+    def match(self, tenant: str, checkpoint: Checkpoint) -> Sequence["Wanted"]:
+        """Raises MillraceError when the registry does not answer."""
+        ...
+
+
+class Checkpoints(Protocol):
+    """The finished checkpoints of the stages before this one."""
+
+    def all(self) -> Iterable[tuple[str, Checkpoint, datetime]]:
+        """(tenant, checkpoint, when it was finished) of every one, newest first.
+
+        Raises MillraceError when a stage does not answer.
+        """
+        ...
+
+
+class Wanted(Protocol):
+    """One deployment, as far as the compressor cares."""
+
+    @property
+    def deployment(self) -> str: ...
+    @property
+    def targets(self) -> Sequence[Target]: ...
+    @property
+    def gate(self) -> GatePolicy: ...
+
+
+class CompressorApp:
+    """``ring`` publishes facts; ``ring_workers`` wake the workers. Both only speed things up."""
+
+    def __init__(
+        self,
+        compressions: Compressions,
+        deployments: Deployments,
+        checkpoints: Checkpoints,
+        *,
+        ring_workers: Callable[[], None],
+    ) -> None:
+        self._compressions = compressions
+        self._deployments = deployments
+        self._checkpoints = checkpoints
+        self._ring_workers = ring_workers
+
+    def checkpoint_finished(self, tenant: str, checkpoint: Checkpoint, time: datetime) -> None:
+        """Order what the deployments of the checkpoint's model want of it. Once is as often.
+
+        Raises:
+            MillraceError: the registry does not answer; nothing was recorded.
+        """
+        if self._compressions.is_considered(checkpoint.name):
+            return
+        orders = [
+            Order(tenant, checkpoint, target, wanted.gate, wanted.deployment, time)
+            for wanted in self._deployments.match(tenant, checkpoint)
+            for target in wanted.targets
+        ]
+        self._compressions.consider(checkpoint.name, orders)
+        self._ring_workers()
+
+    def create(self, order: Order) -> Compression:
+        """What a person asks for by hand; the same order again gives the same compression."""
+        compression = self._compressions.add(order)
+        self._ring_workers()
+        return compression
+
+    def get(self, tenant: str, id: str) -> Compression:
+        """
+        Raises:
+            NotFound: there is none in this tenant.
+        """
+        return _found(self._compressions.get(tenant, id), id)
+
+    def page(
+        self, tenant: str, model: str, page_size: int, page_token: str
+    ) -> tuple[list[Compression], str]:
+        """Compressions, newest first, and the token of the next page (empty: there is none)."""
+        size = paging.page_size(page_size)
+        before = paging.decode_token(page_token)
+        found = self._compressions.page(tenant, model, before, size + 1)
+        token = paging.encode_token(found[size - 1].id) if len(found) > size else ""
+        return found[:size], token
+
+    def cancel(self, tenant: str, id: str) -> Compression:
+        """
+        Raises:
+            NotFound: there is none in this tenant.
+        """
+        return _found(self._compressions.cancel(tenant, id), id)
+
+    def reconcile(self) -> None:
+        """Consider every finished checkpoint that no fact has told of."""
+        counts = self._compressions.count_by_state()
+        for state in State:
+            _COUNT.labels(state.value).set(counts.get(state.value, 0))
+        # Oldest first, so that a newer one supersedes an older, as facts would have it.
+        for tenant, checkpoint, time in reversed(list(self._checkpoints.all())):
+            self.checkpoint_finished(tenant, checkpoint, time)
+
+
+def _found(compression: Compression | None, id: str) -> Compression:
+    if compression is None:
+        raise NotFound(f"there is no compression {id!r}")
+    return compression

@@ -1,0 +1,180 @@
+"""Proto messages to values of the domain and back; nothing else knows both."""
+
+from dataclasses import asdict
+from datetime import datetime
+
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from millrace.compressor.v1 import events_pb2, service_pb2
+from millrace.lifecycle.v1 import lifecycle_pb2
+from millrace.registry.v1 import service_pb2 as registry_pb2
+from millrace.trainer.v1 import events_pb2 as trainer_events_pb2
+from millrace.tuner.v1 import events_pb2 as tuner_events_pb2
+from millrace_compressor.domain import (
+    Checkpoint,
+    Compression,
+    Content,
+    GatePolicy,
+    Measurements,
+    Order,
+    State,
+    Target,
+    Verdict,
+)
+from millrace_runtime import names
+
+COMPRESSION_NAME = "tenants/{tenant}/compressions/{compression}"
+
+CheckpointFinished = trainer_events_pb2.CheckpointFinished | tuner_events_pb2.CheckpointFinished
+
+_STATES = {state: lifecycle_pb2.WorkState.Value(f"WORK_STATE_{state.value}") for state in State}
+_TARGETS = {
+    Target.OPENVINO_INT8: service_pb2.TARGET_OPENVINO_INT8,
+    Target.OPENVINO_FP32: service_pb2.TARGET_OPENVINO_FP32,
+}
+_TARGET_OF = {int(number): target for target, number in _TARGETS.items()}
+_LIMITS = tuple(GatePolicy.__dataclass_fields__)
+
+
+def compression_key(name: str) -> tuple[str, str]:
+    """(tenant, id) of a compression's name."""
+    parts = names.parse(COMPRESSION_NAME, name)
+    return parts["tenant"], parts["compression"]
+
+
+def content_from_proto(content: lifecycle_pb2.Content) -> Content:
+    return Content(content.uri, content.digest, content.size_bytes)
+
+
+def gate_from_proto(gate: service_pb2.GatePolicy) -> GatePolicy:
+    return GatePolicy(**{limit: getattr(gate, limit) for limit in _LIMITS if gate.HasField(limit)})
+
+
+def checkpoint_of_fact(fact: CheckpointFinished) -> Checkpoint:
+    """The checkpoint that ``checkpoint.finished`` tells of, whoever published it."""
+    return Checkpoint(
+        name=fact.checkpoint,
+        model=fact.model,
+        step=fact.step,
+        final=fact.final,
+        content=content_from_proto(fact.content),
+        evaluation=content_from_proto(fact.evaluation),
+    )
+
+
+def order_from_proto(request: service_pb2.CreateCompressionRequest) -> Order:
+    reference = request.checkpoint
+    checkpoint = Checkpoint(
+        name=reference.name,
+        model=reference.model,
+        step=reference.step,
+        final=reference.final,
+        content=content_from_proto(reference.content),
+        evaluation=content_from_proto(reference.evaluation),
+    )
+    return Order(
+        tenant=names.tenant_of(request.parent),
+        checkpoint=checkpoint,
+        target=_TARGET_OF[request.target],
+        gate=gate_from_proto(request.gate),
+    )
+
+
+def targets_of(deployment: registry_pb2.Deployment) -> tuple[Target, ...]:
+    return tuple(_TARGET_OF[number] for number in deployment.targets)
+
+
+def compression_to_proto(compression: Compression) -> service_pb2.Compression:
+    order, progress = compression.order, compression.progress
+    message = service_pb2.Compression(
+        name=compression.name,
+        checkpoint=_checkpoint_to_proto(order.checkpoint),
+        target=_TARGETS[order.target],
+        gate=_gate_to_proto(order.gate),
+        deployment=order.deployment,
+        state=_STATES[compression.state],
+        progress=lifecycle_pb2.Progress(
+            phase=progress.phase,
+            completed=progress.completed,
+            total=progress.total,
+            metrics=progress.metrics,
+        ),
+        create_time=_timestamp(compression.create_time),
+    )
+    if compression.failure is not None:
+        message.failure.CopyFrom(_failure_to_proto(compression))
+    if compression.verdict is not None:
+        message.verdict.CopyFrom(_verdict_to_proto(compression.verdict))
+    if compression.measurements is not None:
+        message.measurements.CopyFrom(_measurements_to_proto(compression.measurements))
+    if compression.artifact is not None:
+        message.artifact.CopyFrom(_content_to_proto(compression.artifact))
+    if compression.start_time is not None:
+        message.start_time.CopyFrom(_timestamp(compression.start_time))
+    if compression.finish_time is not None:
+        message.finish_time.CopyFrom(_timestamp(compression.finish_time))
+    return message
+
+
+def fact_of(compression: Compression) -> Message:
+    """The fact that an ended compression is."""
+    order = compression.order
+    about = {
+        "compression": compression.name,
+        "checkpoint": _checkpoint_to_proto(order.checkpoint),
+        "target": _TARGETS[order.target],
+    }
+    if compression.state == State.FAILED:
+        return events_pb2.CompressionFailed(**about, failure=_failure_to_proto(compression))
+    assert compression.verdict is not None, "what succeeded was judged"
+    assert compression.measurements is not None
+    assert compression.artifact is not None
+    measured = {
+        "measurements": _measurements_to_proto(compression.measurements),
+        "verdict": _verdict_to_proto(compression.verdict),
+    }
+    if not compression.verdict.passed:
+        return events_pb2.CompressionRejected(**about, **measured)
+    artifact = _content_to_proto(compression.artifact)
+    return events_pb2.ArtifactFinished(
+        **about, **measured, artifact=artifact, deployment=order.deployment
+    )
+
+
+def _checkpoint_to_proto(checkpoint: Checkpoint) -> service_pb2.CheckpointReference:
+    return service_pb2.CheckpointReference(
+        name=checkpoint.name,
+        model=checkpoint.model,
+        step=checkpoint.step,
+        final=checkpoint.final,
+        content=_content_to_proto(checkpoint.content),
+        evaluation=_content_to_proto(checkpoint.evaluation),
+    )
+
+
+def _content_to_proto(content: Content) -> lifecycle_pb2.Content:
+    return lifecycle_pb2.Content(**asdict(content))
+
+
+def _gate_to_proto(gate: GatePolicy) -> service_pb2.GatePolicy:
+    return service_pb2.GatePolicy(**asdict(gate))
+
+
+def _failure_to_proto(compression: Compression) -> lifecycle_pb2.Failure:
+    assert compression.failure is not None, "what failed says why"
+    return lifecycle_pb2.Failure(**asdict(compression.failure))
+
+
+def _verdict_to_proto(verdict: Verdict) -> service_pb2.Verdict:
+    return service_pb2.Verdict(passed=verdict.passed, reasons=verdict.reasons)
+
+
+def _measurements_to_proto(measurements: Measurements) -> service_pb2.Measurements:
+    return service_pb2.Measurements(**asdict(measurements))
+
+
+def _timestamp(moment: datetime) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromDatetime(moment)
+    return stamp

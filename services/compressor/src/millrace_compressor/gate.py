@@ -1,0 +1,67 @@
+"""The gate: from measurements and a policy to a verdict. Pure.
+
+What a policy judges must be measured: a measurement that is missing or not a finite number
+does not pass, whatever the limit.
+"""
+
+import math
+from collections.abc import Iterator
+
+from millrace_compressor.domain import GatePolicy, Measurements, Verdict
+
+
+def decide(measured: Measurements, policy: GatePolicy) -> Verdict:
+    """Whether an artifact is good enough; one sentence, with the figures, for each rule it broke."""
+    reasons = tuple(_broken(measured, policy))
+    return Verdict(passed=not reasons, reasons=reasons)
+
+
+def perplexity_increase(measured: Measurements) -> float | None:
+    """Relative: 0.02 is two percent worse than the original. None when it was not measured."""
+    original, artifact = measured.original_perplexity, measured.artifact_perplexity
+    if not _is_measured(original) or not _is_measured(artifact) or not original:
+        return None
+    assert artifact is not None
+    return artifact / original - 1
+
+
+def size_ratio(measured: Measurements) -> float | None:
+    """Artifact over original, in bytes."""
+    if measured.original_size_bytes <= 0 or measured.artifact_size_bytes <= 0:
+        return None
+    return measured.artifact_size_bytes / measured.original_size_bytes
+
+
+def latency_seconds(measured: Measurements) -> float | None:
+    """First token plus one more, one stream."""
+    if not _is_measured(measured.first_token_seconds) or not _is_measured(measured.token_seconds):
+        return None
+    assert measured.first_token_seconds is not None
+    assert measured.token_seconds is not None
+    return measured.first_token_seconds + measured.token_seconds
+
+
+def _broken(measured: Measurements, policy: GatePolicy) -> Iterator[str]:
+    at_most = (
+        ("perplexity increase", perplexity_increase(measured), policy.max_perplexity_increase),
+        ("size ratio", size_ratio(measured), policy.max_size_ratio),
+        ("latency in seconds", latency_seconds(measured), policy.max_latency_seconds),
+    )
+    for what, value, limit in at_most:
+        if limit is None:
+            continue
+        if value is None or not math.isfinite(value):
+            yield f"{what} was not measured, and at most {limit:g} is asked for"
+        elif value > limit:
+            yield f"{what} is {value:.4g}, more than {limit:g}"
+    least = policy.min_top1_agreement
+    if least is not None:
+        agreement = measured.top1_agreement
+        if agreement is None or not math.isfinite(agreement):
+            yield f"top-1 agreement was not measured, and at least {least:g} is asked for"
+        elif agreement < least:
+            yield f"top-1 agreement is {agreement:.4g}, less than {least:g}"
+
+
+def _is_measured(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)

@@ -1,0 +1,1 @@
+"""Long work of the compressor, run as subprocesses."""

@@ -1,0 +1,131 @@
+"""``python -m millrace_compressor.jobs.compress SPEC.json``: a checkpoint becomes an artifact.
+
+Convert, inspect the bytes, measure, commit. Converted files are kept in the working directory
+until the artifact is committed, so a job that is started again measures and does not convert.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from millrace_compressor.jobs import evaluate, quantize
+from millrace_runtime import jobs, manifest
+from millrace_runtime.jobs import JobError, Reporter
+from millrace_runtime.manifest import ManifestError
+
+PHASES = ("convert", "inspect", "measure", "commit")
+QUALITY_FILE = "quality.json"
+
+
+class Spec(BaseModel):
+    """What to compress, for what, and where to put it.
+
+    ``artifact_path`` is the directory that will hold the artifact; ``working_directory`` is the
+    compression's own and is removed when it is done.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    compression_id: str
+    checkpoint_path: Path
+    checkpoint_digest: str
+    evaluation_path: Path
+    evaluation_digest: str
+    target: Literal["openvino-int8", "openvino-fp32"]
+    artifact_path: Path
+    working_directory: Path
+    threads: int = Field(2, ge=1)
+    evaluation_tokens: int = Field(4096, ge=2)
+    window_tokens: int = Field(512, ge=2)
+
+
+def work(spec: Spec, reporter: Reporter) -> None:
+    """Make the artifact and report ``result`` with its digest and measurements."""
+    torch.set_num_threads(spec.threads)
+    _verify(spec.checkpoint_path, spec.checkpoint_digest, "CHECKPOINT_INVALID")
+    _verify(spec.evaluation_path, spec.evaluation_digest, "EVALUATION_DATA_INVALID")
+    if not (spec.artifact_path / manifest.MANIFEST_NAME).exists():
+        _make(spec, reporter)
+    made, digest = manifest.read(spec.artifact_path)
+    manifest.remove_tree(spec.working_directory)
+    reporter.report(
+        "result",
+        artifact_path=str(spec.artifact_path),
+        artifact_digest=digest,
+        size_bytes=made.size_bytes,
+        measurements=made.metadata["measurements"],
+    )
+
+
+def _make(spec: Spec, reporter: Reporter) -> None:
+    _say(reporter, "convert")
+    converted = _converted(spec)
+    _say(reporter, "inspect")
+    share = quantize.inspect(converted, spec.target)
+    _say(reporter, "measure")
+    measurements = {**measure(spec, converted), "int8_share": share}
+    _say(reporter, "commit")
+    _write_json(converted / QUALITY_FILE, measurements)
+    metadata = {
+        "target": spec.target,
+        "recipe": {"weights": "int8" if spec.target == "openvino-int8" else "fp32"},
+        "checkpoint_digest": spec.checkpoint_digest,
+        "measurements": measurements,
+    }
+    manifest.commit(converted, spec.artifact_path, "artifact", metadata)
+
+
+def measure(spec: Spec, converted: Path) -> dict[str, Any]:
+    """Everything the gate and the report want to know."""
+    model = spec.checkpoint_path / "model"
+    length = min(spec.window_tokens, _context_length(model))
+    windows = evaluate.heldout_windows(spec.evaluation_path, length, spec.evaluation_tokens)
+    original = evaluate.Original(model)
+    artifact = evaluate.Artifact(converted, spec.threads)
+    return {
+        **evaluate.compare(original, artifact, windows),
+        **evaluate.latency(converted, windows[0], spec.threads),
+        "original_size_bytes": (model / "model.safetensors").stat().st_size,
+        "artifact_size_bytes": (converted / "openvino_model.bin").stat().st_size,
+        "peak_memory_bytes": evaluate.peak_memory_bytes(),
+    }
+
+
+def _converted(spec: Spec) -> Path:
+    """The directory with the converted model, made by an earlier start of this job or now."""
+    done = spec.working_directory / "converted"
+    if not done.exists():
+        spec.working_directory.mkdir(parents=True, exist_ok=True)
+        for abandoned in spec.working_directory.glob(f"{manifest.TEMPORARY_PREFIX}*"):
+            manifest.remove_tree(abandoned)
+        temporary = manifest.temporary_sibling(done)
+        quantize.convert(spec.checkpoint_path / "model", spec.target, temporary)
+        os.rename(temporary, done)
+    return done
+
+
+def _context_length(model: Path) -> int:
+    return int(json.loads((model / "config.json").read_text())["max_position_embeddings"])
+
+
+def _verify(path: Path, digest: str, reason: str) -> None:
+    try:
+        manifest.verify(path, digest)
+    except ManifestError as error:
+        raise JobError(reason, str(error)) from error
+
+
+def _say(reporter: Reporter, phase: str) -> None:
+    reporter.progress(phase, PHASES.index(phase), len(PHASES))
+
+
+def _write_json(path: Path, document: dict[str, Any]) -> None:
+    path.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    jobs.run("compressor.compress", Spec, work)

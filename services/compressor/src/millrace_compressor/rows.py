@@ -1,0 +1,83 @@
+"""Rows of the service's tables as values of its domain, and back."""
+
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import Row
+
+from millrace_compressor.domain import (
+    Checkpoint,
+    Compression,
+    Content,
+    Failure,
+    GatePolicy,
+    Measurements,
+    Order,
+    Progress,
+    State,
+    Target,
+    Verdict,
+)
+from millrace_runtime.manifest import sha256_bytes
+
+
+def recipe_digest(order: Order) -> str:
+    """Identifies what is done to a checkpoint, and how it is judged."""
+    gate = sorted(asdict(order.gate).items())
+    return sha256_bytes(repr((order.target.value, gate)).encode())
+
+
+def compression_values(compression: Compression) -> dict[str, Any]:
+    """Column values of a compression that is new."""
+    order = compression.order
+    return {
+        "id": compression.id,
+        "tenant": order.tenant,
+        "model": order.checkpoint.model,
+        "checkpoint_step": order.checkpoint.step,
+        "checkpoint_final": order.checkpoint.final,
+        "checkpoint_name": order.checkpoint.name,
+        "checkpoint_digest": order.checkpoint.content.digest,
+        "checkpoint": asdict(order.checkpoint),
+        "target": order.target.value,
+        "recipe_digest": recipe_digest(order),
+        "gate": asdict(order.gate),
+        "deployment": order.deployment,
+        "state": compression.state.value,
+        "progress": asdict(compression.progress),
+        "attempts": 0,
+        "traceparent": compression.traceparent,
+        "requested_time": order.requested_time,
+        "create_time": compression.create_time,
+    }
+
+
+def compression_of(row: Row[Any]) -> Compression:
+    order = Order(
+        tenant=row.tenant,
+        checkpoint=checkpoint_of(row.checkpoint),
+        target=Target(row.target),
+        gate=GatePolicy(**row.gate),
+        deployment=row.deployment,
+        requested_time=row.requested_time,
+    )
+    verdict = row.verdict
+    return Compression(
+        id=row.id,
+        order=order,
+        traceparent=row.traceparent,
+        create_time=row.create_time,
+        state=State(row.state),
+        progress=Progress(**row.progress),
+        failure=Failure(row.failure_reason, row.failure_message) if row.failure_reason else None,
+        verdict=Verdict(verdict["passed"], tuple(verdict["reasons"])) if verdict else None,
+        measurements=Measurements(**row.measurements) if row.measurements else None,
+        artifact=Content(**row.artifact) if row.artifact else None,
+        start_time=row.start_time,
+        finish_time=row.finish_time,
+    )
+
+
+def checkpoint_of(document: dict[str, Any]) -> Checkpoint:
+    content, evaluation = Content(**document["content"]), Content(**document["evaluation"])
+    return Checkpoint(**{**document, "content": content, "evaluation": evaluation})

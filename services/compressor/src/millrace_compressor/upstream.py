@@ -1,0 +1,104 @@
+"""The services that the compressor asks: the registry, and those that make checkpoints."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from millrace.lifecycle.v1 import lifecycle_pb2
+from millrace.registry.v1 import service_pb2 as registry_pb2
+from millrace.registry.v1 import service_pb2_grpc as registry_grpc
+from millrace.trainer.v1 import service_pb2 as trainer_pb2
+from millrace.trainer.v1 import service_pb2_grpc as trainer_grpc
+from millrace.tuner.v1 import service_pb2 as tuner_pb2
+from millrace.tuner.v1 import service_pb2_grpc as tuner_grpc
+from millrace_compressor import convert
+from millrace_compressor.domain import Checkpoint, Content, GatePolicy, Target
+from millrace_runtime import names
+from millrace_runtime.channel import call
+
+_PAGE_SIZE = 500
+
+
+@dataclass(frozen=True)
+class WantedBy:
+    """A deployment, as far as the compressor cares (``app.Wanted``)."""
+
+    deployment: str
+    targets: Sequence[Target]
+    gate: GatePolicy
+
+
+class RegistryDeployments:
+    """``app.Deployments`` over gRPC."""
+
+    def __init__(self, registry: registry_grpc.RegistryServiceStub) -> None:
+        self._registry = registry
+
+    def match(self, tenant: str, checkpoint: Checkpoint) -> Sequence[WantedBy]:
+        request = registry_pb2.MatchDeploymentsRequest(
+            parent=f"tenants/{tenant}", model=checkpoint.model, final=checkpoint.final
+        )
+        response = call(self._registry.MatchDeployments, request)
+        return [
+            WantedBy(
+                deployment.name,
+                convert.targets_of(deployment),
+                convert.gate_from_proto(deployment.gate),
+            )
+            for deployment in response.deployments
+        ]
+
+
+class FinishedCheckpoints:
+    """``app.Checkpoints`` over gRPC: those of all training runs and all tuning jobs."""
+
+    def __init__(
+        self, trainer: trainer_grpc.TrainerServiceStub, tuner: tuner_grpc.TunerServiceStub
+    ) -> None:
+        self._trainer = trainer
+        self._tuner = tuner
+
+    def all(self) -> Iterator[tuple[str, Checkpoint, datetime]]:
+        for found in _pages(
+            self._trainer.ListCheckpoints,
+            lambda token: trainer_pb2.ListCheckpointsRequest(
+                parent="tenants/-/runs/-", page_size=_PAGE_SIZE, page_token=token
+            ),
+        ):
+            dataset = Content(found.evaluation.uri, found.evaluation.digest, 0)
+            yield _finished(found, dataset)
+        for found in _pages(
+            self._tuner.ListCheckpoints,
+            lambda token: tuner_pb2.ListCheckpointsRequest(
+                parent="tenants/-/jobs/-", page_size=_PAGE_SIZE, page_token=token
+            ),
+        ):
+            # A tuning job's held-out examples lie in the checkpoint itself.
+            yield _finished(found, _content(found.content))
+
+
+def _finished(found: Any, evaluation: Content) -> tuple[str, Checkpoint, datetime]:
+    checkpoint = Checkpoint(
+        name=found.name,
+        model=found.model,
+        step=found.step,
+        final=found.final,
+        content=_content(found.content),
+        evaluation=evaluation,
+    )
+    return names.tenant_of(found.name), checkpoint, found.create_time.ToDatetime(UTC)
+
+
+def _content(content: lifecycle_pb2.Content) -> Content:
+    return convert.content_from_proto(content)
+
+
+def _pages(method: Callable[..., Any], request: Callable[[str], Any]) -> Iterator[Any]:
+    token = ""
+    while True:
+        response = call(method, request(token))
+        yield from response.checkpoints
+        token = response.next_page_token
+        if not token:
+            return

@@ -1,0 +1,1 @@
+"""The data service: files, datasets and tokenizers."""

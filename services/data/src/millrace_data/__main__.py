@@ -1,0 +1,78 @@
+"""The data service: uploaded files, and the datasets that are built from them."""
+
+import os
+import socket
+from pathlib import Path
+
+from millrace_data.api import SERVICE_NAME, DataServicer
+from millrace_data.app import DatasetApp, FileApp
+from millrace_data.dataset_build import DatasetBuilder
+from millrace_data.events import SUBSCRIPTIONS, FactRecorder
+from millrace_data.file_bytes import FileBytes
+from millrace_data.schema import OUTBOX
+from millrace_data.settings import DataSettings
+from millrace_data.store import DatasetStore, FileStore
+from millrace_runtime import hosting
+from millrace_runtime.bus import Consumer, Relay
+from millrace_runtime.content import ContentStore
+from millrace_runtime.database import migrate, open_database
+from millrace_runtime.hosting import Service
+from millrace_runtime.outbox import Outbox
+from millrace_runtime.settings import from_command_line
+from millrace_runtime.work import Worker
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+def build(settings: DataSettings) -> Service:
+    """The service, made of its parts; nothing runs yet."""
+    database = open_database(settings.database_url)
+    migrate(database, MIGRATIONS)
+    outbox = Outbox(OUTBOX)
+    relay = Relay(database, outbox)
+    content = ContentStore(settings.data_root, settings.scratch_directory / "cache")
+    stored = FileBytes(content, settings.maximum_file_bytes)
+    files = FileStore(database, FactRecorder(outbox))
+    datasets = DatasetStore(
+        database,
+        FactRecorder(outbox),
+        owner=f"{socket.gethostname()}:{os.getpid()}",
+        lease_seconds=settings.lease_seconds,
+    )
+    builder = DatasetBuilder(
+        datasets,
+        files,
+        stored,
+        content,
+        scratch=settings.scratch_directory / "datasets",
+        threads=settings.threads,
+        ring=relay.ring,
+    )
+    numbers = range(settings.concurrency)
+    workers = [Worker(f"builder-{number}", datasets, builder.perform) for number in numbers]
+    file_app = FileApp(files, stored, ring=relay.ring)
+    dataset_app = DatasetApp(
+        datasets, files, ring=relay.ring, ring_builders=[worker.ring for worker in workers]
+    )
+
+    def reconcile() -> None:
+        file_app.reconcile()
+        builder.reconcile()
+
+    return Service(
+        name="data",
+        settings=settings,
+        database=database,
+        relay=relay,
+        consumer=Consumer("data", SUBSCRIPTIONS),
+        rpc_services=(SERVICE_NAME,),
+        register=DataServicer(file_app, dataset_app).register,
+        workers=workers,
+        reconcile=reconcile,
+    )
+
+
+if __name__ == "__main__":
+    chosen = from_command_line(DataSettings, "python -m millrace_data", __doc__ or "")
+    hosting.start_logging(chosen.log_level)
+    hosting.serve(build(chosen))

@@ -1,0 +1,294 @@
+"""What the service does, whoever asks: files and datasets of tenants."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from millrace_data.chat_format import ChatReport, bounded_lines, validate_chat_jsonl
+from millrace_data.domain import (
+    Content,
+    Dataset,
+    DatasetSource,
+    File,
+    FilePurpose,
+    FileSet,
+    Recipe,
+    RequestKey,
+    WorkState,
+    utc_now,
+)
+from millrace_runtime import names, paging, telemetry
+from millrace_runtime.errors import FailedPrecondition, InvalidArgument, NotFound
+from millrace_runtime.manifest import sha256_bytes
+
+UPLOAD_GRACE = timedelta(hours=1)
+_SHOWN_PROBLEMS = 5
+Resource = TypeVar("Resource", File, Dataset)
+
+
+@dataclass(frozen=True)
+class StagedFile:
+    """Bytes that have come in whole and are on disk, but not yet in place."""
+
+    path: Path
+    digest: str
+    size_bytes: int
+
+
+class Files(Protocol):
+    """Rows of files (``store.FileStore``)."""
+
+    def announce(self, file: File, request: RequestKey) -> File: ...
+    def make_available(self, file: File, uri: str, traceparent: str) -> File: ...
+    def get(self, tenant: str, id: str) -> File | None: ...
+    def page(
+        self, tenant: str, before_id: str, count: int, purpose: FilePurpose | None
+    ) -> list[File]: ...
+    def mark_deleted(self, tenant: str, id: str) -> str | None: ...
+    def abandon_pending(self, before: datetime) -> None: ...
+    def unused_digests(self) -> list[str]: ...
+    def remove_bytes(self, digest: str, remove: Callable[[], None]) -> bool: ...
+
+
+class Datasets(Protocol):
+    """Rows of datasets (``store.DatasetStore``)."""
+
+    def add(self, dataset: Dataset, request: RequestKey) -> Dataset: ...
+    def get(self, tenant: str, id: str) -> Dataset | None: ...
+    def page(self, tenant: str, before_id: str, count: int) -> list[Dataset]: ...
+    def cancel(self, tenant: str, id: str) -> Dataset | None: ...
+
+
+class Bytes(Protocol):
+    """Bytes of files (``file_bytes.FileBytes``)."""
+
+    def staged(self, chunks: Iterable[bytes]) -> AbstractContextManager[StagedFile]: ...
+    def put_in_place(self, staged: StagedFile) -> str: ...
+    def open(self, content: Content) -> Path: ...
+    def read(self, content: Content) -> Iterator[bytes]: ...
+    def remove(self, digest: str) -> None: ...
+    def sweep(self, older_than_seconds: float) -> None: ...
+
+
+class FileApp:
+    """Uploads, and what may be asked of them."""
+
+    def __init__(
+        self,
+        files: Files,
+        stored: Bytes,
+        *,
+        ring: Callable[[], None],
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._files = files
+        self._bytes = stored
+        self._ring = ring
+        self._now = now
+
+    def upload(
+        self,
+        tenant: str,
+        filename: str,
+        purpose: FilePurpose,
+        request_id: str,
+        chunks: Iterable[bytes],
+    ) -> File:
+        """Store a file; nothing is kept of one that is refused.
+
+        Raises:
+            InvalidArgument: FILE_TOO_LARGE, FILE_EMPTY, INVALID_FILE (naming line and field).
+            AlreadyExists: the request id was used for another file.
+            ResourceExhausted: STORAGE_FULL.
+        """
+        with self._bytes.staged(chunks) as staged:
+            examples = check_examples(staged, filename) if purpose == FilePurpose.FINE_TUNE else 0
+            file = File(
+                tenant=tenant,
+                id=names.new_id("file"),
+                filename=filename,
+                purpose=purpose,
+                content=Content("", staged.digest, staged.size_bytes),
+                example_count=examples,
+                create_time=self._now(),
+            )
+            content = f"{filename}\0{purpose}\0{staged.digest}"
+            request = RequestKey(request_id, sha256_bytes(content.encode()))
+            file = self._files.announce(file, request)
+            uri = self._bytes.put_in_place(staged)
+        file = self._files.make_available(file, uri, telemetry.current_traceparent())
+        self._ring()
+        return file
+
+    def get(self, tenant: str, id: str) -> File:
+        """
+        Raises:
+            NotFound
+        """
+        file = self._files.get(tenant, id)
+        if file is None:
+            raise NotFound(f"there is no file {id}")
+        return file
+
+    def page(
+        self, tenant: str, page_size: int, page_token: str, purpose: FilePurpose | None
+    ) -> tuple[list[File], str]:
+        """Files, newest first, and the token of the next page (empty: this is the last)."""
+        count = paging.page_size(page_size)
+        before = paging.decode_token(page_token)
+        return next_page(self._files.page(tenant, before, count + 1, purpose), count)
+
+    def read(self, tenant: str, id: str) -> Iterator[bytes]:
+        """The bytes, verified before the first of them.
+
+        Raises:
+            NotFound
+            FailedPrecondition: CONTENT_DAMAGED.
+        """
+        return self._bytes.read(self.get(tenant, id).content)
+
+    def delete(self, tenant: str, id: str) -> None:
+        """Hide the file, and remove its bytes unless another file has the same.
+
+        Raises:
+            NotFound
+        """
+        digest = self._files.mark_deleted(tenant, id)
+        if digest is None:
+            raise NotFound(f"there is no file {id}")
+        self._remove_if_unused(digest)
+
+    def reconcile(self) -> None:
+        """Give up uploads that were never finished, and remove bytes that no file needs."""
+        self._files.abandon_pending(self._now() - UPLOAD_GRACE)
+        for digest in self._files.unused_digests():
+            self._remove_if_unused(digest)
+        self._bytes.sweep(UPLOAD_GRACE.total_seconds())
+
+    def _remove_if_unused(self, digest: str) -> None:
+        self._files.remove_bytes(digest, lambda: self._bytes.remove(digest))
+
+
+class DatasetApp:
+    """Datasets, from the wish for one to its end."""
+
+    def __init__(
+        self,
+        datasets: Datasets,
+        files: Files,
+        *,
+        ring: Callable[[], None],
+        ring_builders: Sequence[Callable[[], None]],
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._datasets = datasets
+        self._files = files
+        self._ring = ring
+        self._ring_builders = ring_builders
+        self._now = now
+
+    def create(
+        self,
+        tenant: str,
+        display_name: str,
+        source: DatasetSource,
+        recipe: Recipe,
+        request: RequestKey,
+    ) -> Dataset:
+        """Ask for a dataset; it is QUEUED.
+
+        Raises:
+            InvalidArgument: a file of the source does not exist.
+            AlreadyExists: the request id was used for another request.
+        """
+        if isinstance(source, FileSet):
+            self._require_files(tenant, source)
+        now = self._now()
+        dataset = Dataset(
+            tenant=tenant,
+            id=names.new_id("dataset"),
+            display_name=display_name,
+            source=source,
+            recipe=recipe,
+            create_time=now,
+            update_time=now,
+            traceparent=telemetry.current_traceparent(),
+        )
+        dataset = self._datasets.add(dataset, request)
+        for ring_builder in self._ring_builders:
+            ring_builder()
+        return dataset
+
+    def _require_files(self, tenant: str, source: FileSet) -> None:
+        for index, id in enumerate(source.file_ids):
+            if self._files.get(tenant, id) is None:
+                raise InvalidArgument(
+                    f"there is no file {id}; upload it first",
+                    reason="FILE_NOT_FOUND",
+                    field=f"source.files.names[{index}]",
+                )
+
+    def get(self, tenant: str, id: str) -> Dataset:
+        """
+        Raises:
+            NotFound
+        """
+        dataset = self._datasets.get(tenant, id)
+        if dataset is None:
+            raise NotFound(f"there is no dataset {id}")
+        return dataset
+
+    def page(self, tenant: str, page_size: int, page_token: str) -> tuple[list[Dataset], str]:
+        """Datasets, newest first, and the token of the next page (empty: this is the last)."""
+        count = paging.page_size(page_size)
+        before = paging.decode_token(page_token)
+        return next_page(self._datasets.page(tenant, before, count + 1), count)
+
+    def cancel(self, tenant: str, id: str) -> Dataset:
+        """Stop a dataset that is not finished; cancelling twice is once.
+
+        Raises:
+            NotFound
+            FailedPrecondition: it has SUCCEEDED or FAILED already.
+        """
+        dataset = self._datasets.cancel(tenant, id)
+        if dataset is None:
+            raise NotFound(f"there is no dataset {id}")
+        if dataset.state != WorkState.CANCELLED:
+            raise FailedPrecondition(
+                f"dataset {id} has {dataset.state} already and cannot be cancelled",
+                reason="DATASET_FINISHED",
+            )
+        self._ring()
+        return dataset
+
+
+def check_examples(staged: StagedFile, filename: str) -> int:
+    """The number of examples in a file for fine-tuning.
+
+    Raises:
+        InvalidArgument: INVALID_FILE, naming the first lines and fields that are wrong.
+    """
+    with staged.path.open("rb") as stream:
+        report = validate_chat_jsonl(bounded_lines(stream))
+    if not report.valid:
+        raise InvalidArgument(
+            f"{filename}: {describe_problems(report)}", reason="INVALID_FILE", field="file"
+        )
+    return report.examples
+
+
+def describe_problems(report: ChatReport) -> str:
+    """The first problems of a file, in one line."""
+    shown = "; ".join(str(problem) for problem in report.problems[:_SHOWN_PROBLEMS])
+    more = len(report.problems) - _SHOWN_PROBLEMS
+    return f"{shown}; and {more} or more others" if more > 0 else shown
+
+
+def next_page(found: list[Resource], count: int) -> tuple[list[Resource], str]:
+    """Of one resource more than fits the page: the page, and the token of the next."""
+    page = found[:count]
+    return page, paging.encode_token(page[-1].id) if len(found) > count else ""

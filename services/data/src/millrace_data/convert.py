@@ -1,0 +1,178 @@
+"""Proto messages to values of the domain and back; nothing else knows both."""
+
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from millrace.data.v1 import events_pb2, service_pb2
+from millrace.lifecycle.v1 import lifecycle_pb2
+from millrace_data.domain import (
+    Content,
+    Dataset,
+    DatasetReady,
+    DatasetSource,
+    Fact,
+    Failure,
+    File,
+    FilePurpose,
+    FileSet,
+    FileUploaded,
+    PythonStandardLibrary,
+    Recipe,
+    WorkState,
+)
+from millrace_runtime import names
+from millrace_runtime.errors import InvalidArgument
+
+FILE_NAME = "tenants/{tenant}/files/{file}"
+DATASET_NAME = "tenants/{tenant}/datasets/{dataset}"
+
+_PURPOSES = {
+    FilePurpose.FINE_TUNE: service_pb2.FILE_PURPOSE_FINE_TUNE,
+    FilePurpose.FINE_TUNE_RESULTS: service_pb2.FILE_PURPOSE_FINE_TUNE_RESULTS,
+    FilePurpose.BATCH: service_pb2.FILE_PURPOSE_BATCH,
+    FilePurpose.USER_DATA: service_pb2.FILE_PURPOSE_USER_DATA,
+}
+_PURPOSE_OF = {int(number): purpose for purpose, number in _PURPOSES.items()}
+_STATES = {state: lifecycle_pb2.WorkState.Value(f"WORK_STATE_{state.value}") for state in WorkState}
+
+
+def file_key(name: str) -> tuple[str, str]:
+    """(tenant, id) of a file's name."""
+    parts = names.parse(FILE_NAME, name)
+    return parts["tenant"], parts["file"]
+
+
+def dataset_key(name: str) -> tuple[str, str]:
+    """(tenant, id) of a dataset's name."""
+    parts = names.parse(DATASET_NAME, name)
+    return parts["tenant"], parts["dataset"]
+
+
+def purpose_from_proto(number: int) -> FilePurpose | None:
+    """None when it is unspecified."""
+    return _PURPOSE_OF.get(number)
+
+
+def source_from_proto(source: service_pb2.DatasetSource, tenant: str) -> DatasetSource:
+    """
+    Raises:
+        InvalidArgument: a file belongs to another tenant.
+    """
+    if source.WhichOneof("source") == "python_standard_library":
+        return PythonStandardLibrary()
+    for index, name in enumerate(source.files.names):
+        if names.tenant_of(name) != tenant:
+            raise InvalidArgument(
+                f"{name} belongs to another tenant", field=f"source.files.names[{index}]"
+            )
+    return FileSet(tuple(names.last_id(name) for name in source.files.names))
+
+
+def recipe_from_proto(recipe: service_pb2.DatasetRecipe) -> Recipe:
+    """0 and unset mean the default."""
+    default = Recipe()
+    return Recipe(
+        vocabulary_size=recipe.vocabulary_size or default.vocabulary_size,
+        heldout_fraction=recipe.heldout_fraction or default.heldout_fraction,
+        near_duplicate_threshold=(
+            recipe.near_duplicate_threshold or default.near_duplicate_threshold
+        ),
+        maximum_bytes=recipe.maximum_bytes,
+        seed=recipe.seed,
+    )
+
+
+def file_to_proto(file: File) -> service_pb2.File:
+    return service_pb2.File(
+        name=file.name,
+        filename=file.filename,
+        purpose=_PURPOSES[file.purpose],
+        content=content_to_proto(file.content),
+        create_time=_timestamp(file.create_time.timestamp()),
+        example_count=file.example_count,
+    )
+
+
+def dataset_to_proto(dataset: Dataset) -> service_pb2.Dataset:
+    progress = dataset.progress
+    message = service_pb2.Dataset(
+        name=dataset.name,
+        display_name=dataset.display_name,
+        source=_source_to_proto(dataset),
+        recipe=_recipe_to_proto(dataset.recipe),
+        state=_STATES[dataset.state],
+        progress=lifecycle_pb2.Progress(
+            phase=progress.phase,
+            completed=progress.completed,
+            total=progress.total,
+            metrics=progress.metrics,
+        ),
+        create_time=_timestamp(dataset.create_time.timestamp()),
+        update_time=_timestamp(dataset.update_time.timestamp()),
+    )
+    if dataset.failure is not None:
+        message.failure.CopyFrom(_failure_to_proto(dataset.failure))
+    if dataset.built is not None:
+        message.content.CopyFrom(content_to_proto(dataset.built.content))
+        message.tokenizer_digest = dataset.built.tokenizer_digest
+        message.train_tokens = dataset.built.train_tokens
+        message.heldout_tokens = dataset.built.heldout_tokens
+        message.documents.update(dataset.built.documents)
+    return message
+
+
+def fact_to_proto(fact: Fact) -> Message:
+    """The data of the fact's CloudEvent."""
+    if isinstance(fact, FileUploaded):
+        file = fact.file
+        return events_pb2.FileUploaded(
+            file=file.name, filename=file.filename, content=content_to_proto(file.content)
+        )
+    dataset = fact.dataset
+    if isinstance(fact, DatasetReady):
+        built = dataset.built
+        assert built is not None, "a dataset that is ready has been built"
+        return events_pb2.DatasetReady(
+            dataset=dataset.name,
+            content=content_to_proto(built.content),
+            tokenizer_digest=built.tokenizer_digest,
+            train_tokens=built.train_tokens,
+            heldout_tokens=built.heldout_tokens,
+        )
+    assert dataset.failure is not None, "a dataset that failed says why"
+    return events_pb2.DatasetFailed(
+        dataset=dataset.name, failure=_failure_to_proto(dataset.failure)
+    )
+
+
+def content_to_proto(content: Content) -> lifecycle_pb2.Content:
+    return lifecycle_pb2.Content(
+        uri=content.uri, digest=content.digest, size_bytes=content.size_bytes
+    )
+
+
+def _failure_to_proto(failure: Failure) -> lifecycle_pb2.Failure:
+    return lifecycle_pb2.Failure(reason=failure.reason, message=failure.message)
+
+
+def _source_to_proto(dataset: Dataset) -> service_pb2.DatasetSource:
+    if isinstance(dataset.source, FileSet):
+        found = [f"tenants/{dataset.tenant}/files/{id}" for id in dataset.source.file_ids]
+        return service_pb2.DatasetSource(files=service_pb2.FileSet(names=found))
+    return service_pb2.DatasetSource(python_standard_library=service_pb2.PythonStandardLibrary())
+
+
+def _recipe_to_proto(recipe: Recipe) -> service_pb2.DatasetRecipe:
+    return service_pb2.DatasetRecipe(
+        vocabulary_size=recipe.vocabulary_size,
+        heldout_fraction=recipe.heldout_fraction,
+        near_duplicate_threshold=recipe.near_duplicate_threshold,
+        maximum_bytes=recipe.maximum_bytes,
+        seed=recipe.seed,
+    )
+
+
+def _timestamp(seconds: float) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromNanoseconds(round(seconds * 1e6) * 1000)
+    return stamp

@@ -1,0 +1,133 @@
+"""The bytes of uploaded files: hashed while they come in, kept once for each digest.
+
+A file lies at ``files/<sha256>`` of the content store, whoever uploaded it. Bytes on their way
+in are in ``files/.tmp-…`` beside it, so that putting them in place is one rename.
+"""
+
+import errno
+import hashlib
+import os
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from millrace_data.app import StagedFile
+from millrace_data.domain import Content
+from millrace_runtime.content import ContentStore
+from millrace_runtime.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
+from millrace_runtime.manifest import TEMPORARY_PREFIX, ManifestMismatch, fsync_path
+
+CHUNK_BYTES = 256 * 1024
+_FOLDER = "files"
+
+
+class FileBytes:
+    """Where the bytes of files are put, read and removed."""
+
+    def __init__(self, content: ContentStore, maximum_bytes: int) -> None:
+        self._content = content
+        self._maximum_bytes = maximum_bytes
+
+    @contextmanager
+    def staged(self, chunks: Iterable[bytes]) -> Iterator[StagedFile]:
+        """Take in ``chunks``; what is not put in place inside the block is removed after it.
+
+        Raises:
+            InvalidArgument: FILE_TOO_LARGE, FILE_EMPTY.
+            ResourceExhausted: STORAGE_FULL.
+        """
+        name = f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+        path = self._content.working_path(f"{_FOLDER}/{name}")
+        try:
+            with storage_full_is_an_answer():
+                yield self._take_in(path, chunks)
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _take_in(self, path: Path, chunks: Iterable[bytes]) -> StagedFile:
+        digest = hashlib.sha256()
+        size_bytes = 0
+        with path.open("xb") as stream:
+            for chunk in chunks:
+                size_bytes += len(chunk)
+                if size_bytes > self._maximum_bytes:
+                    raise InvalidArgument(
+                        f"the file is larger than {self._maximum_bytes} bytes; split it",
+                        reason="FILE_TOO_LARGE",
+                        field="file",
+                    )
+                digest.update(chunk)
+                stream.write(chunk)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if not size_bytes:
+            raise InvalidArgument("the file is empty", reason="FILE_EMPTY", field="file")
+        return StagedFile(path, f"sha256:{digest.hexdigest()}", size_bytes)
+
+    def put_in_place(self, staged: StagedFile) -> str:
+        """Make the bytes readable under their digest; return their URI."""
+        path = self._path(staged.digest)
+        staged.path.rename(path)
+        fsync_path(path.parent)
+        return self._content.publish(path)
+
+    def read(self, content: Content) -> Iterator[bytes]:
+        """The bytes, in chunks, once all of them were checked against their digest.
+
+        Raises:
+            FailedPrecondition: CONTENT_DAMAGED.
+        """
+        with self.open(content).open("rb") as stream:
+            while chunk := stream.read(CHUNK_BYTES):
+                yield chunk
+
+    def open(self, content: Content) -> Path:
+        """A local path of the bytes, checked against their digest.
+
+        Raises:
+            FailedPrecondition: CONTENT_DAMAGED.
+        """
+        try:
+            return self._content.file(content.uri, content.digest)
+        except ManifestMismatch as error:
+            raise FailedPrecondition(
+                f"the stored bytes are no longer those that were uploaded ({content.digest}); "
+                "upload the file again",
+                reason="CONTENT_DAMAGED",
+            ) from error
+
+    def remove(self, digest: str) -> None:
+        """Remove the bytes; nothing happens when they are not there."""
+        self._content.remove(self._relative(digest))
+
+    def sweep(self, older_than_seconds: float) -> None:
+        """Remove what uploads left behind when their service was killed."""
+        before = time.time() - older_than_seconds
+        folder = self._content.working_path(f"{_FOLDER}/any").parent
+        for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+            if path.stat().st_mtime < before:
+                path.unlink(missing_ok=True)
+
+    def _path(self, digest: str) -> Path:
+        return self._content.working_path(self._relative(digest))
+
+    def _relative(self, digest: str) -> str:
+        return f"{_FOLDER}/{digest.removeprefix('sha256:')}"
+
+
+@contextmanager
+def storage_full_is_an_answer() -> Iterator[None]:
+    """
+    Raises:
+        ResourceExhausted: STORAGE_FULL, in place of the operating system's error.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ResourceExhausted(
+            "the service's disk is full; try again when there is room", reason="STORAGE_FULL"
+        ) from error
