@@ -96,7 +96,6 @@ arrange_triton() {
   cp "$stub" "$target/backends/python/"
   ln -s "$wheel/bin" "$target/bin"
   ln -s "$triton/lib/python$version/site-packages/nvidia_pytriton.libs" "$target/lib"
-  ln -s "$triton/lib/python$version/site-packages" "$target/site-packages"
   chmod +x "$wheel/bin/tritonserver" "$target/backends/python/triton_python_backend_stub"
   if LD_LIBRARY_PATH="$target/lib" ldd "$target/bin/tritonserver" \
       "$target/backends/python/triton_python_backend_stub" | grep 'not found'; then

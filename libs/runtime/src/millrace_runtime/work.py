@@ -189,16 +189,23 @@ def _read_messages(
     assert process.stdout is not None
     last: dict[str, Any] = {}
     for line in process.stdout:
-        try:
-            message = json.loads(line)
-        except ValueError:
-            LOG.warning("a job wrote a line that is not JSON: %r", line[:200])
-            continue
-        if message["kind"] in ("result", "error"):
+        message = _parse(line)
+        if message is None:
+            # What a library prints while it is imported, before the job took its output over.
+            LOG.debug("a job wrote a line that is no message: %r", line[:200])
+        elif message["kind"] in ("result", "error"):
             last = message
         else:
             on_message(message)
     return last
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return None
+    return message if isinstance(message, dict) and "kind" in message else None
 
 
 def _end_when(

@@ -1302,6 +1302,90 @@ class WatchRoutesResponse(_message.Message):
 Global___WatchRoutesResponse: _TypeAlias = WatchRoutesResponse  # noqa: Y015
 
 @_typing.final
+class VersionAnswers(_message.Message):
+    """How one version has answered. A client's own mistakes, and answers that a client did not wait
+    for, are not counted.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    FIRST_TOKEN_SECONDS_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    model: _builtins.str
+    version: _builtins.int
+    requests: _builtins.int
+    failures: _builtins.int
+    """Of these, how many ended without a whole answer."""
+    tokens: _builtins.int
+    first_token_seconds: _builtins.float
+    """Sum over the whole answers; divide by requests - failures."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+        requests: _builtins.int = ...,
+        failures: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+        first_token_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failures", b"failures", "first_token_seconds", b"first_token_seconds", "model", b"model", "requests", b"requests", "tenant", b"tenant", "tokens", b"tokens", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VersionAnswers: _TypeAlias = VersionAnswers  # noqa: Y015
+
+@_typing.final
+class ReportAnswersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GATEWAY_FIELD_NUMBER: _builtins.int
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    gateway: _builtins.str
+    """Identifies one life of one gateway."""
+    @_builtins.property
+    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___VersionAnswers]:
+        """Counted since that life began: a report that is lost or comes twice changes nothing."""
+
+    def __init__(
+        self,
+        *,
+        gateway: _builtins.str = ...,
+        answers: _abc.Iterable[Global___VersionAnswers] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "gateway", b"gateway"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportAnswersRequest: _TypeAlias = ReportAnswersRequest  # noqa: Y015
+
+@_typing.final
+class ReportAnswersResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportAnswersResponse: _TypeAlias = ReportAnswersResponse  # noqa: Y015
+
+@_typing.final
 class GetLineageRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

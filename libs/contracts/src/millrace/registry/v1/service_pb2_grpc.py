@@ -125,6 +125,11 @@ class RegistryServiceStub:
                 request_serializer=millrace_dot_registry_dot_v1_dot_service__pb2.WatchRoutesRequest.SerializeToString,
                 response_deserializer=millrace_dot_registry_dot_v1_dot_service__pb2.WatchRoutesResponse.FromString,
                 _registered_method=True)
+        self.ReportAnswers = channel.unary_unary(
+                '/millrace.registry.v1.RegistryService/ReportAnswers',
+                request_serializer=millrace_dot_registry_dot_v1_dot_service__pb2.ReportAnswersRequest.SerializeToString,
+                response_deserializer=millrace_dot_registry_dot_v1_dot_service__pb2.ReportAnswersResponse.FromString,
+                _registered_method=True)
         self.GetLineage = channel.unary_unary(
                 '/millrace.registry.v1.RegistryService/GetLineage',
                 request_serializer=millrace_dot_registry_dot_v1_dot_service__pb2.GetLineageRequest.SerializeToString,
@@ -250,6 +255,14 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportAnswers(self, request, context):
+        """What a gateway has seen of the versions it asks; canaries are judged by it. Called by every
+        gateway: Triton itself counts a decoupled model's error response as a success.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetLineage(self, request, context):
         """What a version, artifact, checkpoint, run or dataset came from and led to.
         """
@@ -349,6 +362,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.WatchRoutes,
                     request_deserializer=millrace_dot_registry_dot_v1_dot_service__pb2.WatchRoutesRequest.FromString,
                     response_serializer=millrace_dot_registry_dot_v1_dot_service__pb2.WatchRoutesResponse.SerializeToString,
+            ),
+            'ReportAnswers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportAnswers,
+                    request_deserializer=millrace_dot_registry_dot_v1_dot_service__pb2.ReportAnswersRequest.FromString,
+                    response_serializer=millrace_dot_registry_dot_v1_dot_service__pb2.ReportAnswersResponse.SerializeToString,
             ),
             'GetLineage': grpc.unary_unary_rpc_method_handler(
                     servicer.GetLineage,
@@ -843,6 +861,33 @@ class RegistryService:
             '/millrace.registry.v1.RegistryService/WatchRoutes',
             millrace_dot_registry_dot_v1_dot_service__pb2.WatchRoutesRequest.SerializeToString,
             millrace_dot_registry_dot_v1_dot_service__pb2.WatchRoutesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportAnswers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/millrace.registry.v1.RegistryService/ReportAnswers',
+            millrace_dot_registry_dot_v1_dot_service__pb2.ReportAnswersRequest.SerializeToString,
+            millrace_dot_registry_dot_v1_dot_service__pb2.ReportAnswersResponse.FromString,
             options,
             channel_credentials,
             insecure,

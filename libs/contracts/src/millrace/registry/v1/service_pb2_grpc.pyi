@@ -58,6 +58,10 @@ class RegistryServiceStub:
     ReverseRollout: _grpc.UnaryUnaryMultiCallable[_service_pb2.ReverseRolloutRequest, _service_pb2.ReverseRolloutResponse]
     WatchRoutes: _grpc.UnaryStreamMultiCallable[_service_pb2.WatchRoutesRequest, _service_pb2.WatchRoutesResponse]
     """The whole route table at once, then again at each change. Watched by every gateway."""
+    ReportAnswers: _grpc.UnaryUnaryMultiCallable[_service_pb2.ReportAnswersRequest, _service_pb2.ReportAnswersResponse]
+    """What a gateway has seen of the versions it asks; canaries are judged by it. Called by every
+    gateway: Triton itself counts a decoupled model's error response as a success.
+    """
     GetLineage: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetLineageRequest, _service_pb2.GetLineageResponse]
     """What a version, artifact, checkpoint, run or dataset came from and led to."""
 
@@ -91,6 +95,10 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     ReverseRollout: _aio.UnaryUnaryMultiCallable[_service_pb2.ReverseRolloutRequest, _service_pb2.ReverseRolloutResponse]  # type: ignore[assignment]
     WatchRoutes: _aio.UnaryStreamMultiCallable[_service_pb2.WatchRoutesRequest, _service_pb2.WatchRoutesResponse]  # type: ignore[assignment]
     """The whole route table at once, then again at each change. Watched by every gateway."""
+    ReportAnswers: _aio.UnaryUnaryMultiCallable[_service_pb2.ReportAnswersRequest, _service_pb2.ReportAnswersResponse]  # type: ignore[assignment]
+    """What a gateway has seen of the versions it asks; canaries are judged by it. Called by every
+    gateway: Triton itself counts a decoupled model's error response as a success.
+    """
     GetLineage: _aio.UnaryUnaryMultiCallable[_service_pb2.GetLineageRequest, _service_pb2.GetLineageResponse]  # type: ignore[assignment]
     """What a version, artifact, checkpoint, run or dataset came from and led to."""
 
@@ -229,6 +237,16 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_service_pb2.WatchRoutesResponse], _abc.AsyncIterator[_service_pb2.WatchRoutesResponse]]:
         """The whole route table at once, then again at each change. Watched by every gateway."""
+
+    @_abc_1.abstractmethod
+    def ReportAnswers(
+        self,
+        request: _service_pb2.ReportAnswersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.ReportAnswersResponse, _abc.Awaitable[_service_pb2.ReportAnswersResponse]]:
+        """What a gateway has seen of the versions it asks; canaries are judged by it. Called by every
+        gateway: Triton itself counts a decoupled model's error response as a success.
+        """
 
     @_abc_1.abstractmethod
     def GetLineage(

@@ -168,12 +168,14 @@ class CheckpointFinished(_message.Message):
         evaluation: _lifecycle_pb2.Content | None = ...,
         dataset: _builtins.str = ...,
         train_loss: _builtins.float = ...,
-        heldout_loss: _builtins.float = ...,
+        heldout_loss: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "evaluation", b"evaluation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_heldout_loss", b"_heldout_loss", "content", b"content", "evaluation", b"evaluation", "heldout_loss", b"heldout_loss"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "content", b"content", "dataset", b"dataset", "evaluation", b"evaluation", "final", b"final", "heldout_loss", b"heldout_loss", "model", b"model", "run", b"run", "step", b"step", "train_loss", b"train_loss"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_heldout_loss", b"_heldout_loss", "checkpoint", b"checkpoint", "content", b"content", "dataset", b"dataset", "evaluation", b"evaluation", "final", b"final", "heldout_loss", b"heldout_loss", "model", b"model", "run", b"run", "step", b"step", "train_loss", b"train_loss"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__heldout_loss: _TypeAlias = _typing.Literal["heldout_loss"]  # noqa: Y015
+    _WhichOneofArgType__heldout_loss: _TypeAlias = _typing.Literal["_heldout_loss", b"_heldout_loss"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__heldout_loss) -> _WhichOneofReturnType__heldout_loss | None: ...
 
 Global___CheckpointFinished: _TypeAlias = CheckpointFinished  # noqa: Y015

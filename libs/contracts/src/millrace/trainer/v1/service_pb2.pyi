@@ -200,6 +200,7 @@ class Checkpoint(_message.Message):
     tokens_seen: _builtins.int
     train_loss: _builtins.float
     heldout_loss: _builtins.float
+    """Absent when the dataset holds out too little for one sequence."""
     final: _builtins.bool
     dataset: _builtins.str
     dataset_digest: _builtins.str
@@ -219,7 +220,7 @@ class Checkpoint(_message.Message):
         step: _builtins.int = ...,
         tokens_seen: _builtins.int = ...,
         train_loss: _builtins.float = ...,
-        heldout_loss: _builtins.float = ...,
+        heldout_loss: _builtins.float | None = ...,
         final: _builtins.bool = ...,
         content: _lifecycle_pb2.Content | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
@@ -227,11 +228,13 @@ class Checkpoint(_message.Message):
         dataset_digest: _builtins.str = ...,
         evaluation: _lifecycle_pb2.Content | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "create_time", b"create_time", "evaluation", b"evaluation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_heldout_loss", b"_heldout_loss", "content", b"content", "create_time", b"create_time", "evaluation", b"evaluation", "heldout_loss", b"heldout_loss"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "create_time", b"create_time", "dataset", b"dataset", "dataset_digest", b"dataset_digest", "evaluation", b"evaluation", "final", b"final", "heldout_loss", b"heldout_loss", "model", b"model", "name", b"name", "step", b"step", "tokens_seen", b"tokens_seen", "train_loss", b"train_loss"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_heldout_loss", b"_heldout_loss", "content", b"content", "create_time", b"create_time", "dataset", b"dataset", "dataset_digest", b"dataset_digest", "evaluation", b"evaluation", "final", b"final", "heldout_loss", b"heldout_loss", "model", b"model", "name", b"name", "step", b"step", "tokens_seen", b"tokens_seen", "train_loss", b"train_loss"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__heldout_loss: _TypeAlias = _typing.Literal["heldout_loss"]  # noqa: Y015
+    _WhichOneofArgType__heldout_loss: _TypeAlias = _typing.Literal["_heldout_loss", b"_heldout_loss"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__heldout_loss) -> _WhichOneofReturnType__heldout_loss | None: ...
 
 Global___Checkpoint: _TypeAlias = Checkpoint  # noqa: Y015
 

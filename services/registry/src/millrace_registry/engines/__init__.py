@@ -1,0 +1,1 @@
+"""Files copied into Triton's model repository; only the pure ones are ever imported from here."""

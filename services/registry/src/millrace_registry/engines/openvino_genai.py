@@ -1,0 +1,252 @@
+"""Triton Python-backend model around OpenVINO GenAI's ContinuousBatchingPipeline.
+
+The registry copies this file into the model repository as ``model.py``, with the others of this
+folder beside it; it runs in Triton's environment and the service never imports it. The weights
+are in ``<version folder>/artifact``. The model is decoupled: one request, many responses.
+
+Inputs (``prompt`` or ``input_ids``, not both)
+    ``prompt``     BYTES [1]  rendered text; special tokens in it are parsed as such
+    ``input_ids``  INT64 [n]  the prompt as token ids
+    ``sampling``   BYTES [1]  JSON object with any of: max_tokens (at most, and without it, what
+        fits the context), temperature (default 1; 0 is greedy), top_p, top_k, seed, stop
+        (string or list), presence_penalty, frequency_penalty, n (only 1), logprobs (int; only
+        the chosen token's is returned), ignore_eos
+Outputs of every response
+    ``text``           BYTES [1]  text since the last response, always whole characters
+    ``token_count``    INT32 [1]  tokens generated since then, an end-of-text token included
+    ``finish_reason``  BYTES [1]  "" until the last response: "stop" or "length"
+    ``logprobs``       BYTES [1]  when asked for: JSON list of {"token", "logprob", "bytes"}
+Outputs of the last response only
+    ``prompt_token_count``  INT32 [1]
+    ``timing``              BYTES [1]  JSON {"queue_seconds", "first_token_seconds",
+        "total_seconds"}, each counted from arrival
+
+A mistake in the request is answered with the error code INVALID_ARG, a request its client
+cancelled with CANCELLED, and once the generation thread has died everything with UNAVAILABLE.
+
+One thread generates and sends. GenAI's ``step`` holds the GIL and a send waits for Triton, so the
+thread shares its time: after each step it sends for at most ``SEND_SHARE`` of what the step took.
+At low load every token is sent at once; at high load a stream's tokens gather until its turn.
+"""
+
+import json
+import sys
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import openvino_genai as genai
+import triton_python_backend_utils as pb_utils
+from sampling import parse_sampling
+from stream import Delta, Stream, fail, logprob, respond
+from text_stream import TextStream, token_bytes
+
+CANCEL_POLL_SECONDS = 0.05
+SEND_SHARE = 0.5
+GIL_SWITCH_SECONDS = 0.0005
+TOKENIZERS = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
+FINISH_REASONS = {
+    genai.GenerationFinishReason.NONE: "",
+    genai.GenerationFinishReason.STOP: "stop",
+    genai.GenerationFinishReason.LENGTH: "length",
+}
+
+
+class TritonPythonModel:
+    """What Triton's Python backend calls."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        parameters = json.loads(args["model_config"])["parameters"]
+        setting = {name: int(entry["string_value"]) for name, entry in parameters.items()}
+        artifact = Path(args["model_repository"], args["model_version"], "artifact")
+        if missing := [name for name in TOKENIZERS if not (artifact / name).is_file()]:
+            raise pb_utils.TritonModelException(f"the artifact lacks {' and '.join(missing)}")
+        shape = json.loads((artifact / "config.json").read_text())
+        self.context_tokens = int(shape["max_position_embeddings"])
+        self.max_sequences = setting["max_sequences"]
+        self.pipeline = start_pipeline(artifact, setting)
+        self.defaults = self.pipeline.get_config()
+        self.tokenizer = self.pipeline.get_tokenizer()
+        pieces = self.tokenizer.get_vocab()
+        visible = self.tokenizer.decode([[token] for token in range(max(pieces.values()) + 1)])
+        self.spelling = token_bytes(pieces, visible)
+        self.lock = threading.Condition()
+        self.waiting: deque[Stream] = deque()
+        self.failure = ""
+        self.closing = False
+        self.active: list[Stream] = []
+        self.unsent: deque[Stream] = deque()
+        sys.setswitchinterval(GIL_SWITCH_SECONDS)
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+
+    def execute(self, requests: list[Any]) -> None:
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                stream = self._parse(request, sender)
+            except (ValueError, TypeError, KeyError, RuntimeError) as error:
+                # GenAI's RuntimeError says on its last line which value is out of range.
+                lines = str(error).strip().splitlines() or [type(error).__name__]
+                fail(sender, "INVALID_ARG", lines[-1])
+            else:
+                self._enter(stream)
+
+    def finalize(self) -> None:
+        """Called when no request is left."""
+        with self.lock:
+            self.closing = True
+            self.lock.notify()
+        self.thread.join()
+
+    def _parse(self, request: Any, sender: Any) -> Stream:
+        arrived = time.monotonic()
+        inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        prompt = self._prompt(inputs)
+        room = self.context_tokens - prompt.size
+        if room < 1:
+            raise ValueError(f"a prompt of {prompt.size} tokens fills the context")
+        sampling = parse_sampling(inputs["sampling"][0], room)
+        config = genai.GenerationConfig(**sampling.options)
+        config.eos_token_id = self.defaults.eos_token_id
+        config.stop_token_ids = self.defaults.stop_token_ids
+        config.validate()
+        return Stream(sender, prompt, config, sampling, TextStream(sampling.stops), arrived)
+
+    def _prompt(self, inputs: dict[str, Any]) -> Any:
+        """Token ids of shape [1, n]."""
+        if ("prompt" in inputs) == ("input_ids" in inputs):
+            raise ValueError("give either prompt or input_ids")
+        if "input_ids" in inputs:
+            prompt = inputs["input_ids"].reshape(1, -1)
+        else:
+            text = inputs["prompt"][0].decode()
+            prompt = np.array(self.tokenizer.encode(text, add_special_tokens=False).input_ids.data)
+        if not prompt.size or prompt.min() < 0 or prompt.max() >= len(self.spelling):
+            raise ValueError("the prompt is empty or has ids outside the vocabulary")
+        return prompt
+
+    def _enter(self, stream: Stream) -> None:
+        with self.lock:
+            if not self.failure:
+                self.waiting.append(stream)
+                self.lock.notify()
+                return
+        fail(stream.sender, "UNAVAILABLE", self.failure)
+
+    # The generation thread
+
+    def _run(self) -> None:
+        """Generate until closed; when that breaks nobody may be left waiting."""
+        try:
+            self._generate()
+        except Exception as error:
+            with self.lock:
+                self.failure = f"the generation loop died: {error}"
+                left = [*self.waiting, *self.active]
+            pb_utils.Logger.log_error(self.failure)
+            for stream in left:
+                self._close(stream, "UNAVAILABLE", self.failure)
+
+    def _generate(self) -> None:
+        number = 0
+        while self._await_work():
+            for stream in self._admit():
+                number += 1
+                prompt = ov.Tensor(stream.prompt)
+                stream.handle = self.pipeline.add_request(number, prompt, stream.config)
+            began = time.monotonic()
+            if self.pipeline.has_non_finished_requests():
+                self.pipeline.step()
+            now = time.monotonic()
+            for stream in self.active:
+                self._read(stream, now)
+            self._send(until=now + SEND_SHARE * (now - began))
+            for stream in self.active:
+                self._check(stream, now)
+            self.active = [stream for stream in self.active if not stream.closed]
+
+    def _await_work(self) -> bool:
+        with self.lock:
+            self.lock.wait_for(lambda: self.waiting or self.active or self.closing)
+        return not self.closing
+
+    def _admit(self) -> list[Stream]:
+        with self.lock:
+            free = min(self.max_sequences - len(self.active), len(self.waiting))
+            admitted = [self.waiting.popleft() for _ in range(free)]
+            self.active += admitted
+        for stream in admitted:
+            stream.admitted = stream.checked = time.monotonic()
+        return admitted
+
+    def _read(self, stream: Stream, now: float) -> None:
+        """Take what the last step produced."""
+        before = stream.delta.token_count
+        while not stream.finish_reason and stream.handle.can_read():
+            for output in stream.handle.read().values():
+                self._take(stream, output)
+        if stream.delta.token_count and not before:
+            if stream.first_token:
+                self.unsent.append(stream)
+            else:
+                stream.first_token = now
+                self.unsent.appendleft(stream)
+
+    def _take(self, stream: Stream, output: Any) -> None:
+        ids, reason = output.generated_ids, FINISH_REASONS[output.finish_reason]
+        # What stops a generation by itself is an end-of-text token, which spells nothing.
+        spelled = [self.spelling[token] for token in (ids[:-1] if reason == "stop" else ids)]
+        text = stream.text.push(b"".join(spelled))
+        if stream.text.stopped:
+            reason = "stop"
+        elif reason:
+            text += stream.text.flush()
+        stream.finish_reason = reason
+        stream.delta.text += text
+        stream.delta.token_count += len(ids)
+        if stream.sampling.logprobs:
+            stream.delta.logprobs += map(logprob, spelled, output.generated_log_probs)
+
+    def _send(self, until: float) -> None:
+        """Send at least one delta, and go on while there is time; the longest waiting first."""
+        while self.unsent:
+            stream = self.unsent.popleft()
+            if not stream.closed:
+                respond(stream)
+                stream.delta = Delta()
+                if stream.finish_reason:
+                    self._close(stream)
+            if time.monotonic() >= until:
+                return
+
+    def _check(self, stream: Stream, now: float) -> None:
+        """End the stream when its client has gone or the engine has given up on it."""
+        if stream.closed or stream.finish_reason or now - stream.checked < CANCEL_POLL_SECONDS:
+            return
+        stream.checked = now
+        if stream.sender.is_cancelled():
+            self._close(stream, "CANCELLED", "cancelled by the client")
+        elif stream.handle.get_status() == genai.GenerationStatus.IGNORED:
+            self._close(stream, "INVALID_ARG", "the prompt does not fit the KV cache")
+
+    def _close(self, stream: Stream, code: str = "", message: str = "") -> None:
+        if stream.handle:
+            stream.handle.cancel()
+        if code and not stream.closed:
+            fail(stream.sender, code, message)
+        stream.closed = True
+
+
+def start_pipeline(artifact: Path, setting: dict[str, int]) -> Any:
+    scheduler = genai.SchedulerConfig()
+    scheduler.cache_size = setting["cache_gibibytes"]
+    scheduler.max_num_batched_tokens = setting["max_batched_tokens"]
+    scheduler.max_num_seqs = setting["max_sequences"]
+    scheduler.enable_prefix_caching = True
+    properties = {"INFERENCE_NUM_THREADS": setting["threads"]}
+    return genai.ContinuousBatchingPipeline(artifact, scheduler, "CPU", properties)

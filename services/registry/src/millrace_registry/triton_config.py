@@ -1,0 +1,90 @@
+"""Triton model configurations, built as protobuf and printed, never templated.
+
+The schema and what each field means:
+https://github.com/triton-inference-server/common/blob/r24.10/protobuf/model_config.proto
+https://github.com/triton-inference-server/server/blob/r24.10/docs/user_guide/model_configuration.md
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+# The files of engines/ that make up one model version; the first becomes ``model.py``.
+ENGINE_FILES = ("openvino_genai.py", "sampling.py", "stream.py", "text_stream.py")
+REQUIRED_INPUTS = {"sampling": pb.TYPE_STRING}
+OPTIONAL_INPUTS = {"prompt": pb.TYPE_STRING, "input_ids": pb.TYPE_INT64}
+OUTPUTS = {
+    "text": pb.TYPE_STRING,
+    "token_count": pb.TYPE_INT32,
+    "finish_reason": pb.TYPE_STRING,
+    "logprobs": pb.TYPE_STRING,
+    "prompt_token_count": pb.TYPE_INT32,
+    "timing": pb.TYPE_STRING,
+}
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How much of the machine one model version may use.
+
+    The first three are GenAI's SchedulerConfig; ``threads`` is OpenVINO's INFERENCE_NUM_THREADS
+    (0: all cores).
+    https://docs.openvino.ai/2025/api/genai_api/_autosummary/openvino_genai.SchedulerConfig.html
+    https://docs.openvino.ai/2025/openvino-workflow/running-inference/inference-devices-and-modes/cpu-device.html
+    """
+
+    cache_gibibytes: int = 1
+    max_batched_tokens: int = 512
+    max_sequences: int = 64
+    threads: int = 0
+
+
+def generation_config(
+    name: str, versions: Sequence[int], settings: EngineSettings
+) -> pb.ModelConfig:
+    """The configuration of a text-generation model on the OpenVINO GenAI engine.
+
+    Decoupled, since one request has many responses:
+    https://github.com/triton-inference-server/server/blob/r24.10/docs/user_guide/decoupled_models.md
+    ``versions`` are served side by side. Rewriting the list and loading the model again starts and
+    drains only the versions that differ, as long as nothing else in the configuration changes.
+    https://github.com/triton-inference-server/server/blob/r24.10/docs/user_guide/model_management.md
+    One instance, since the engine batches by itself; parameters reach ``initialize`` as strings:
+    https://github.com/triton-inference-server/python_backend/tree/r24.10#initialize
+    """
+    config = pb.ModelConfig(name=name, backend="python", max_batch_size=0)
+    config.version_policy.specific.versions.extend(versions)
+    config.model_transaction_policy.decoupled = True
+    config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
+    for tensor, kind in REQUIRED_INPUTS.items():
+        config.input.add(name=tensor, data_type=kind, dims=[1])
+    for tensor, kind in OPTIONAL_INPUTS.items():
+        dims = [-1] if kind == pb.TYPE_INT64 else [1]
+        config.input.add(name=tensor, data_type=kind, dims=dims, optional=True)
+    for tensor, kind in OUTPUTS.items():
+        config.output.add(name=tensor, data_type=kind, dims=[1])
+    for key in EngineSettings.__dataclass_fields__:
+        config.parameters[key].string_value = str(getattr(settings, key))
+    return config
+
+
+def print_config(config: pb.ModelConfig) -> str:
+    """The text of ``config.pbtxt``."""
+    return text_format.MessageToString(config)
+
+
+def write_engine(version_folder: Path) -> None:
+    """Copy the engine's files into ``<repository>/<model>/<version>``.
+
+    Triton reloads a version whose folder has changed, and Python changes it by writing bytecode
+    there. An empty file where the cache folder would be prevents that.
+    """
+    source = resources.files("millrace_registry") / "engines"
+    for name in ENGINE_FILES:
+        target = "model.py" if name == ENGINE_FILES[0] else name
+        (version_folder / target).write_bytes((source / name).read_bytes())
+    (version_folder / "__pycache__").touch()

@@ -1,0 +1,1 @@
+"""Pre-training runs and their checkpoints."""

@@ -1,0 +1,123 @@
+"""The model and its optimizer, as DeepSpeed trains them."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from transformers import AutoTokenizer, GenerationConfig, Qwen3Config, Qwen3ForCausalLM
+
+from millrace_runtime.jobs import JobError
+from millrace_trainer.jobs.specification import Architecture, Hyperparameters, Spec
+
+_ADAM_BETAS = (0.9, 0.95)
+_PEAK_MATRIX_SIZE = 2048
+_PEAK_SECONDS = 0.3
+
+
+def build(spec: Spec) -> torch.nn.Module:
+    """The model with its initial weights: random by the seed, or a checkpoint's."""
+    torch.manual_seed(spec.hyperparameters.seed)
+    tokenizer = AutoTokenizer.from_pretrained(
+        spec.dataset_path / "tokenizer", local_files_only=True
+    )
+    if spec.initial_checkpoint_path is None:
+        model = Qwen3ForCausalLM(  # type: ignore[no-untyped-call]
+            _configuration(spec.architecture, tokenizer)
+        )
+    else:
+        model = _load(spec.initial_checkpoint_path / "model", len(tokenizer))
+    model.generation_config = _generation_configuration(tokenizer)
+    return model
+
+
+def _load(path: Path, vocabulary_size: int) -> Any:
+    model = Qwen3ForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
+    if model.config.vocab_size != vocabulary_size:
+        raise JobError(
+            "VOCABULARY_MISMATCH",
+            f"the checkpoint has {model.config.vocab_size} tokens and the dataset's tokenizer "
+            f"{vocabulary_size}; continue on a dataset with the checkpoint's tokenizer",
+        )
+    return model
+
+
+def _configuration(architecture: Architecture, tokenizer: Any) -> Qwen3Config:
+    return Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=architecture.hidden_size,
+        num_hidden_layers=architecture.layers,
+        num_attention_heads=architecture.attention_heads,
+        num_key_value_heads=architecture.key_value_heads,
+        head_dim=architecture.head_size,
+        intermediate_size=architecture.intermediate_size,
+        max_position_embeddings=architecture.context_length,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        use_cache=False,
+    )
+
+
+def _generation_configuration(tokenizer: Any) -> GenerationConfig:
+    """An answer ends with its turn, and a document with its end."""
+    ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    ends.add(tokenizer.convert_tokens_to_ids("<|im_end|>"))
+    ids = sorted(end for end in ends if end is not None and end >= 0)
+    return GenerationConfig(  # type: ignore[no-untyped-call]
+        eos_token_id=ids, pad_token_id=tokenizer.pad_token_id
+    )
+
+
+def start_engine(model: torch.nn.Module, spec: Spec) -> Any:
+    """DeepSpeed around the model: bf16 with fp32 master weights, ZeRO, clipping, accumulation.
+
+    torch's own fused AdamW: DeepSpeed's CPU Adam would have to be compiled on first use.
+    """
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() <= 1]
+    settings = spec.hyperparameters
+    groups = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=_ADAM_BETAS, fused=True)
+    engine, _, _, _ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=_deepspeed_configuration(settings, spec.zero_stage)
+    )
+    if spec.compile:
+        engine.module.compile()
+    return engine
+
+
+def _deepspeed_configuration(settings: Hyperparameters, zero_stage: int) -> dict[str, Any]:
+    return {
+        "train_batch_size": settings.batch_sequences,
+        "train_micro_batch_size_per_gpu": settings.micro_batch_sequences,
+        "gradient_accumulation_steps": settings.accumulation_steps,
+        "gradient_clipping": settings.gradient_clip_norm,
+        "bf16": {"enabled": True},
+        "zero_optimization": {"stage": zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+
+
+def flops_per_token(model: torch.nn.Module, architecture: Architecture) -> float:
+    """6N + 12LHQT: forward and backward (PaLM, arXiv:2204.02311, appendix B)."""
+    parameters = sum(p.numel() for p in model.parameters())
+    attention = architecture.layers * architecture.hidden_size * architecture.context_length
+    return 6.0 * parameters + 12.0 * attention
+
+
+def peak_flops() -> float:
+    """What this process reaches in bf16 matrix products, operations a second, measured now."""
+    matrix = torch.randn(_PEAK_MATRIX_SIZE, _PEAK_MATRIX_SIZE).bfloat16()
+    torch.mm(matrix, matrix)
+    products, started = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < _PEAK_SECONDS:
+        torch.mm(matrix, matrix)
+        products += 1
+    return float(2 * _PEAK_MATRIX_SIZE**3 * products / elapsed)
