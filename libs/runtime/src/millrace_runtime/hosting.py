@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import grpc
 import uvicorn
@@ -31,13 +32,25 @@ from millrace_runtime.bus import Consumer, Relay
 from millrace_runtime.database import Database
 from millrace_runtime.interceptors import ServiceInterceptor
 from millrace_runtime.settings import ServiceSettings
-from millrace_runtime.work import Worker
 
 LOG = logging.getLogger(__name__)
 
 _RPC_THREADS = 32
 
 NATS_CONNECTED = Gauge("millrace_nats_connected", "1 while connected to NATS.")
+
+
+class Background(Protocol):
+    """Something that runs in a thread of its own while the service does (``work.Worker``)."""
+
+    @property
+    def name(self) -> str: ...
+
+    def run(self) -> None:
+        """Runs until ``drain`` is called."""
+        ...
+
+    def drain(self) -> None: ...
 
 
 @dataclass
@@ -60,7 +73,7 @@ class Service:
     consumer: Consumer
     rpc_services: Sequence[str]
     register: Callable[[grpc.Server], None]
-    workers: Sequence[Worker] = ()
+    workers: Sequence[Background] = ()
     reconcile: Callable[[], None] | None = None
     on_stop: Sequence[Callable[[], None]] = field(default_factory=tuple)
 

@@ -27,7 +27,7 @@ def from_rpc_error(error: grpc.RpcError) -> MillraceError:
     """What a failed call means; an error without a rich status is ``Unavailable``."""
     if not isinstance(error, grpc.Call | grpc.aio.AioRpcError):
         return Unavailable(str(error), reason="UPSTREAM_ERROR")
-    status = rpc_status.from_call(error)
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # also of aio
     code = error.code()
     kind = ERROR_OF_CODE.get(code)
     if kind is None:

@@ -1,0 +1,1 @@
+"""What is served, and why: models, versions, deployments, rollouts, lineage."""

@@ -1,0 +1,85 @@
+"""The registry: models, versions, deployments and rollouts; it alone controls Triton."""
+
+import os
+import socket
+from datetime import timedelta
+from pathlib import Path
+
+from millrace.compressor.v1.service_pb2_grpc import CompressorServiceStub
+from millrace_registry.api import SERVICE_NAME, RegistryServicer
+from millrace_registry.app import RegistryApp
+from millrace_registry.control import Controller
+from millrace_registry.control_loop import ControlLoop
+from millrace_registry.control_store import ControlStore
+from millrace_registry.events import FactRecorder, subscriptions
+from millrace_registry.lineage_store import Lineage
+from millrace_registry.repository import ModelRepository
+from millrace_registry.schema import OUTBOX
+from millrace_registry.settings import RegistrySettings
+from millrace_registry.store import Catalogue
+from millrace_registry.triton import Triton
+from millrace_registry.triton_config import EngineSettings
+from millrace_registry.upstream import ArtifactReconciler
+from millrace_runtime import hosting, names
+from millrace_runtime.bus import Consumer, Relay
+from millrace_runtime.channel import open_channel
+from millrace_runtime.content import ContentStore
+from millrace_runtime.database import migrate, open_database
+from millrace_runtime.hosting import Service
+from millrace_runtime.outbox import Outbox
+from millrace_runtime.settings import from_command_line
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+def build(settings: RegistrySettings) -> Service:
+    """The service, made of its parts; nothing runs yet."""
+    database = open_database(settings.database_url)
+    migrate(database, MIGRATIONS)
+    outbox, endpoint = Outbox(OUTBOX), settings.triton_grpc_address
+    relay, record = Relay(database, outbox), FactRecorder(outbox)
+    token = settings.internal_token.get_secret_value() if settings.internal_token else None
+    key = settings.triton_control_key
+    content = ContentStore(settings.data_root, settings.scratch_directory / "cache")
+    repository = settings.triton_model_repository.resolve()
+    repository.mkdir(parents=True, exist_ok=True)
+    control = ControlStore(
+        database,
+        record,
+        endpoint=endpoint,
+        owner=f"{socket.gethostname()}:{os.getpid()}",
+        lease_seconds=settings.lease_seconds,
+    )
+    controller = Controller(
+        control,
+        Triton(endpoint, key.get_secret_value() if key else None),
+        ModelRepository(repository, EngineSettings(threads=settings.engine_threads)),
+        content,
+        endpoint=endpoint,
+        life=names.new_id("controller"),
+        drain=timedelta(seconds=settings.drain_seconds_of_versions),
+        ring=relay.ring,
+    )
+    loop = ControlLoop(controller, control, settings.control_seconds)
+    catalogue = Catalogue(database, record)
+    app = RegistryApp(
+        catalogue, Lineage(database), content, ring=relay.ring, ring_controller=loop.ring
+    )
+    compressor = CompressorServiceStub(open_channel(settings.compressor_address, token))
+    return Service(
+        name="registry",
+        settings=settings,
+        database=database,
+        relay=relay,
+        consumer=Consumer("registry", subscriptions(app)),
+        rpc_services=(SERVICE_NAME,),
+        register=RegistryServicer(app, control, loop.draining).register,
+        workers=[loop],
+        reconcile=ArtifactReconciler(compressor, catalogue, app),
+    )
+
+
+if __name__ == "__main__":
+    chosen = from_command_line(RegistrySettings, "python -m millrace_registry", __doc__ or "")
+    hosting.start_logging(chosen.log_level)
+    hosting.serve(build(chosen))

@@ -1,0 +1,340 @@
+"""Use cases: what follows from a finished artifact, and what users ask for and about."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from millrace_registry.domain import (
+    CHAMPION,
+    Content,
+    Deployment,
+    LineageEdge,
+    LineageNode,
+    Model,
+    RequestKey,
+    Rollout,
+    RolloutState,
+    Version,
+    utc_now,
+)
+from millrace_registry.lineage_store import Lineage
+from millrace_registry.store import Catalogue
+from millrace_runtime import names, paging
+from millrace_runtime.content import ContentOutsideRoot, ContentStore
+from millrace_runtime.errors import FailedPrecondition, InvalidArgument, NotFound
+from millrace_runtime.manifest import ManifestError
+
+
+class RegistryApp:
+    """``ring`` publishes facts; ``ring_controller`` has Triton looked at. Both only speed
+    things up."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        lineage: Lineage,
+        content: ContentStore,
+        *,
+        ring: Callable[[], None],
+        ring_controller: Callable[[], None],
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._catalogue = catalogue
+        self._lineage = lineage
+        self._content = content
+        self._ring = ring
+        self._ring_controller = ring_controller
+        self._now = now
+
+    def artifact_finished(
+        self,
+        tenant: str,
+        *,
+        compression: str,
+        target: str,
+        artifact: Content,
+        checkpoint: Mapping[str, Any],
+        measurements: Mapping[str, Any],
+        base_model: str,
+        traceparent: str,
+    ) -> None:
+        """An artifact that passed its gate becomes a version, with a rollout to it. Once."""
+        if self._catalogue.version_of_compression(tenant, compression) is not None:
+            return
+        version = Version(
+            tenant=tenant,
+            model=str(checkpoint["model"]),
+            number=0,
+            target=target,
+            artifact=artifact,
+            checkpoint=checkpoint,
+            measurements=measurements,
+            compression=compression,
+            create_time=self._now(),
+            traceparent=traceparent,
+        )
+        registered = self._catalogue.register(version, base_model, self._damage(artifact))
+        if registered is not None:
+            self._record_lineage(registered)
+        self._ring()
+        self._ring_controller()
+
+    def _damage(self, artifact: Content) -> str:
+        """Why an artifact may not be served; empty when every byte is as it was committed."""
+        try:
+            self._content.directory(artifact.uri, artifact.digest)
+        except (ManifestError, ContentOutsideRoot, OSError) as error:
+            return f"its artifact is damaged: {error}"
+        return ""
+
+    def _record_lineage(self, version: Version) -> None:
+        deployment = self._catalogue.ensure_deployment(version.tenant, version.model)
+        nodes = [
+            LineageNode(version.compression, "compression", version.artifact.digest),
+            LineageNode(version.name, "version", version.artifact.digest),
+        ]
+        edges = [
+            LineageEdge(version.checkpoint_name, version.compression),
+            LineageEdge(version.compression, version.name),
+        ]
+        if deployment is not None:
+            nodes.append(LineageNode(deployment.name, "deployment"))
+            edges.append(LineageEdge(version.name, deployment.name))
+        self._lineage.add(nodes, edges)
+
+    def learn(
+        self,
+        nodes: Sequence[LineageNode],
+        edges: Sequence[LineageEdge],
+        times: dict[str, datetime] | None = None,
+    ) -> None:
+        """Remember what a fact tells of where things came from."""
+        self._lineage.add(nodes, edges, times)
+
+    def lineage(self, tenant: str, reference: str) -> tuple[list[LineageNode], list[LineageEdge]]:
+        """All that led to a resource, and all that it led to.
+
+        Raises:
+            NotFound: nothing is known of it in this tenant.
+        """
+        node = self._lineage.find(tenant, reference)
+        if node is None:
+            raise NotFound(f"nothing is known of {reference}")
+        return self._lineage.around(node.name)
+
+    def model(self, tenant: str, id: str) -> Model:
+        """
+        Raises:
+            NotFound
+        """
+        model = self._catalogue.model(tenant, id)
+        if model is None:
+            raise NotFound(f"there is no model {id!r}", reason="MODEL_NOT_FOUND")
+        return model
+
+    def models(self, tenant: str, page_size: int, page_token: str) -> tuple[list[Model], str]:
+        """Models by id, and the token of the next page (empty: this is the last)."""
+        count = paging.page_size(page_size)
+        found = self._catalogue.models(tenant, paging.decode_token(page_token), count + 1)
+        page = found[:count]
+        return page, paging.encode_token(page[-1].id) if len(found) > count else ""
+
+    def delete_model(self, tenant: str, id: str) -> None:
+        """
+        Raises:
+            NotFound
+        """
+        if not self._catalogue.delete_model(tenant, id):
+            raise NotFound(f"there is no model {id!r}", reason="MODEL_NOT_FOUND")
+        self._ring()
+        self._ring_controller()
+
+    def set_alias(self, tenant: str, id: str, alias: str, version: int) -> Model:
+        """
+        Raises:
+            NotFound: there is no such model or version.
+            InvalidArgument: ``champion`` follows the rollouts.
+        """
+        self.model(tenant, id)
+        if alias == CHAMPION:
+            raise InvalidArgument(
+                "'champion' is set by a settled rollout; choose another alias", field="alias"
+            )
+        if version:
+            self.version(tenant, id, version)
+        self._catalogue.set_alias(tenant, id, alias, version)
+        self._ring_controller()
+        return self.model(tenant, id)
+
+    def version(self, tenant: str, model: str, number: int) -> Version:
+        """
+        Raises:
+            NotFound
+        """
+        version = self._catalogue.version(tenant, model, number)
+        if version is None:
+            raise NotFound(f"there is no version {number} of model {model!r}")
+        return version
+
+    def versions(
+        self, tenant: str, model: str, page_size: int, page_token: str
+    ) -> tuple[list[Version], str]:
+        """Versions, newest first, and the token of the next page (empty: this is the last)."""
+        count = paging.page_size(page_size)
+        before = _version_position(paging.decode_token(page_token))
+        found = self._catalogue.versions(tenant, model, before, count + 1)
+        page = found[:count]
+        if len(found) <= count:
+            return page, ""
+        last = page[-1]
+        position = f"{last.create_time.isoformat()} {last.model} {last.number}"
+        return page, paging.encode_token(position)
+
+    def resolve(self, tenant: str, reference: str) -> Version:
+        """The version that ``demo``, ``demo@7`` or ``demo@champion`` means.
+
+        Raises:
+            NotFound: saying what there is.
+        """
+        id, _, pinned = reference.partition("@")
+        model = self._catalogue.model(tenant, id)
+        if model is None:
+            known = ", ".join(m.id for m in self._catalogue.models(tenant, "", 20)) or "none yet"
+            raise NotFound(f"there is no model {id!r}; models: {known}", reason="MODEL_NOT_FOUND")
+        number = model.serving_version
+        if pinned:
+            number = int(pinned) if pinned.isdecimal() else model.aliases.get(pinned, 0)
+        if number == 0:
+            what = f"version or alias {pinned!r}" if pinned else "version in service"
+            raise NotFound(f"model {id!r} has no {what}")
+        return self.version(tenant, id, number)
+
+    def quarantine(self, tenant: str, model: str, number: int, reason: str) -> Version:
+        """Take a version out of service for good.
+
+        Raises:
+            NotFound
+        """
+        version = self._catalogue.quarantine(tenant, model, number, reason)
+        if version is None:
+            raise NotFound(f"there is no version {number} of model {model!r}")
+        self._ring()
+        self._ring_controller()
+        return version
+
+    def create_deployment(self, deployment: Deployment, request: RequestKey) -> Deployment:
+        """
+        Raises:
+            AlreadyExists: the model has one, or the request id was used otherwise.
+        """
+        now = self._now()
+        made = replace(deployment, id=names.new_id("deployment"), create_time=now, update_time=now)
+        return self._catalogue.add_deployment(made, request)
+
+    def deployment(self, tenant: str, id: str) -> Deployment:
+        """
+        Raises:
+            NotFound
+        """
+        found = self._catalogue.deployment(tenant, id)
+        if found is None:
+            raise NotFound(f"there is no deployment {id}")
+        return found
+
+    def deployments(
+        self, tenant: str, page_size: int, page_token: str
+    ) -> tuple[list[Deployment], str]:
+        """Deployments, newest first, and the token of the next page (empty: this is the last)."""
+        count = paging.page_size(page_size)
+        before = paging.decode_token(page_token)
+        found = self._catalogue.deployments(tenant, before, count + 1)
+        page = found[:count]
+        return page, paging.encode_token(page[-1].id) if len(found) > count else ""
+
+    def update_deployment(self, wanted: Deployment, expected_revision: int | None) -> Deployment:
+        """Replace what a user may set; rollouts from now on follow it.
+
+        Raises:
+            NotFound
+            InvalidArgument: a deployment stays with its model.
+            Aborted: it was changed meanwhile.
+        """
+        found = self.deployment(wanted.tenant, wanted.id)
+        if wanted.model != found.model:
+            raise InvalidArgument(
+                f"the deployment is of model {found.model!r}; create another one for "
+                f"{wanted.model!r}",
+                field="deployment.model",
+            )
+        changed = replace(wanted, create_time=found.create_time, update_time=self._now())
+        return self._catalogue.update_deployment(changed, expected_revision)
+
+    def match_deployments(self, tenant: str, model: str, final: bool) -> list[Deployment]:
+        """Who wants a checkpoint of ``model``. A model without a deployment gets the default."""
+        deployment = self._catalogue.ensure_deployment(tenant, model)
+        return [deployment] if deployment is not None and deployment.wants(final) else []
+
+    def rollout(self, tenant: str, id: str) -> Rollout:
+        """
+        Raises:
+            NotFound
+        """
+        return _found(self._catalogue.rollout(tenant, id), id)
+
+    def rollouts(
+        self, tenant: str, model: str, page_size: int, page_token: str
+    ) -> tuple[list[Rollout], str]:
+        """Rollouts, newest first, and the token of the next page (empty: this is the last)."""
+        count = paging.page_size(page_size)
+        before = paging.decode_token(page_token)
+        found = self._catalogue.rollouts(tenant, model, before, count + 1)
+        page = found[:count]
+        return page, paging.encode_token(page[-1].id) if len(found) > count else ""
+
+    def promote(self, tenant: str, id: str) -> Rollout:
+        """Settle a canary now, whatever it has still to show.
+
+        Raises:
+            NotFound
+            FailedPrecondition: it is no canary, or no longer.
+        """
+        found = _found(self._catalogue.promote_rollout(tenant, id, "promoted by hand"), id)
+        return self._changed(found, RolloutState.SETTLED, "promoted")
+
+    def reverse(self, tenant: str, id: str, reason: str) -> Rollout:
+        """Go back to the version before.
+
+        Raises:
+            NotFound
+            FailedPrecondition: it has ended.
+        """
+        why = f"reversed by hand: {reason}" if reason else "reversed by hand"
+        found = _found(self._catalogue.reverse_rollout(tenant, id, why), id)
+        return self._changed(found, RolloutState.REVERSED, "reversed")
+
+    def _changed(self, rollout: Rollout, state: RolloutState, done: str) -> Rollout:
+        if rollout.state != state:
+            raise FailedPrecondition(
+                f"rollout {rollout.id} is {rollout.state} and cannot be {done}",
+                reason="ROLLOUT_STATE",
+            )
+        self._ring()
+        self._ring_controller()
+        return rollout
+
+
+def _found(rollout: Rollout | None, id: str) -> Rollout:
+    if rollout is None:
+        raise NotFound(f"there is no rollout {id}")
+    return rollout
+
+
+def _version_position(token: str) -> tuple[datetime, str, int] | None:
+    if not token:
+        return None
+    try:
+        time, model, number = token.split(" ")
+        return datetime.fromisoformat(time), model, int(number)
+    except ValueError:
+        raise InvalidArgument("page_token is not one of this list's", field="page_token") from None

@@ -1,0 +1,387 @@
+"""The controller: brings one Triton endpoint to what is desired, a look at a time.
+
+Each look derives everything from the database and from what Triton says of itself, and takes the
+next steps of every rollout (``rollout.py``). So it does not matter what was missed: an endpoint
+that restarted empty is loaded again, a version that should not be there is taken out.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from prometheus_client import Gauge, Histogram
+
+from millrace_registry import rollout as rules
+from millrace_registry.control_store import ControlStore, Desired
+from millrace_registry.domain import (
+    Canary,
+    Rollout,
+    RolloutState,
+    Route,
+    Target,
+    Traffic,
+    Version,
+    VersionState,
+    triton_model_name,
+    utc_now,
+)
+from millrace_registry.repository import ModelRepository, read_interface
+from millrace_registry.triton import Loaded, LoadFailed, TritonUnavailable
+from millrace_runtime import telemetry
+from millrace_runtime.content import ContentOutsideRoot, ContentStore
+from millrace_runtime.manifest import ManifestError
+
+LOG = logging.getLogger(__name__)
+
+QUESTIONS = ("import os\n", "def main(", "class Error(Exception):\n", "Hello")
+_CHECK_SECONDS = 5.0
+_RETRY_SECONDS = 3.0
+_FAILED_CHECKS = 3
+
+_READY = Gauge("millrace_versions_ready", "Versions that answered on Triton.")
+_SETTLE_SECONDS = Histogram(
+    "millrace_rollout_duration_seconds",
+    "Time from a rollout's start of loading to its end.",
+    ["outcome"],
+    buckets=(1, 2, 5, 10, 20, 40, 80, 160, 320),
+)
+
+Key = tuple[str, int]  # (model's name on Triton, version)
+
+
+class ModelControl(Protocol):
+    """One Triton endpoint (``triton.Triton``)."""
+
+    def index(self) -> Mapping[Key, Loaded]: ...
+    def load(self, model: str) -> None: ...
+    def unload(self, model: str) -> None: ...
+    def ask(self, model: str, version: int, prompt: str) -> str: ...
+
+
+@dataclass
+class Health:
+    """What is known of a version on Triton.
+
+    Attributes:
+        answered_at: monotonic seconds of its last answer; 0 before the first.
+        failed_checks: questions in a row that it did not answer.
+        error: why it cannot serve; empty while it may.
+        retry_at: monotonic seconds before which it is not loaded again.
+    """
+
+    answered_at: float = 0.0
+    failed_checks: int = 0
+    error: str = ""
+    retry_at: float = 0.0
+
+
+@dataclass
+class Asked:
+    """The controller's own questions, counted as a gateway counts its requests."""
+
+    counters: dict[tuple[str, str, int], Traffic] = field(default_factory=dict)
+
+    def count(self, key: tuple[str, str, int], failed: bool) -> None:
+        before = self.counters.get(key, Traffic())
+        self.counters[key] = Traffic(before.requests + 1, before.failures + int(failed))
+
+
+class Controller:
+    """``look`` is called again and again, by one thread."""
+
+    def __init__(
+        self,
+        store: ControlStore,
+        triton: ModelControl,
+        repository: ModelRepository,
+        content: ContentStore,
+        *,
+        endpoint: str,
+        life: str,
+        drain: timedelta,
+        ring: Callable[[], None],
+        now: Callable[[], datetime] = utc_now,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._triton = triton
+        self._repository = repository
+        self._content = content
+        self._endpoint = endpoint
+        self._life = life
+        self._drain = drain
+        self._ring = ring
+        self._now = now
+        self._monotonic = monotonic
+        self._health: dict[Key, Health] = {}
+        self._asked = Asked()
+
+    def look(self) -> None:
+        """Compare, and act where desired and observed differ.
+
+        Raises:
+            LeaseLost: another registry took over amid the look.
+        """
+        if not self._store.hold():
+            return
+        try:
+            index = self._triton.index()
+        except TritonUnavailable as error:
+            LOG.info("Triton does not answer: %s", error)
+            self._health.clear()
+            return
+        self._forget_what_is_gone(index)
+        for desired in self._desired():
+            for found in desired.rollouts:
+                self._advance(desired, found)
+        wanted = self._desired()
+        for desired in wanted:
+            self._bring_in(desired, index)
+        self._take_out({_name(desired) for desired in wanted}, index)
+        index = self._triton.index()
+        for desired in wanted:
+            self._check(desired, index)
+        # Read once more: a version may have been quarantined while it was brought in.
+        self._store.write_routes([self._route(desired) for desired in self._desired()])
+        _READY.set(sum(1 for health in self._health.values() if health.answered_at))
+
+    def _desired(self) -> list[Desired]:
+        return self._store.desired(self._now() - self._drain)
+
+    def _forget_what_is_gone(self, index: Mapping[Key, Loaded]) -> None:
+        for key in list(self._health):
+            if key in index and index[key].state == "READY":
+                continue
+            if self._health[key].answered_at:
+                del self._health[key]
+
+    def _advance(self, desired: Desired, found: Rollout) -> None:
+        """Take a rollout's next step, if there is one."""
+        traffic = self._store.traffic(found.tenant, found.model)
+        observed = self._observe(desired, found, traffic)
+        new, _ = rules.step_traffic(found, observed)
+        action = rules.next_action(found, desired.deployment.strategy, observed)
+        if isinstance(action, rules.Wait):
+            if found.state == RolloutState.CANARY and new != Traffic(
+                found.requests, found.failures
+            ):
+                self._store.count(found, new)
+            return
+        LOG.info("%s@%d: %s", found.model, found.to_version, action)
+        with telemetry.span(
+            f"rollout {type(action).__name__.lower()}",
+            traceparent=found.traceparent,
+            attributes={"millrace.rollout": found.name, "millrace.reason": str(action)},
+        ):
+            self._apply(desired, found, action, observed, new)
+        self._ring()
+
+    def _observe(
+        self, desired: Desired, found: Rollout, traffic: Mapping[int, Traffic]
+    ) -> rules.Observed:
+        others = [other for other in desired.rollouts if other.id != found.id]
+        health = self._health.get((_name(desired), found.to_version), Health())
+        version = next((v for v in desired.versions if v.number == found.to_version), None)
+        gone = found.state.is_active and (
+            version is None or version.state == VersionState.QUARANTINED
+        )
+        return rules.Observed(
+            now=self._now(),
+            newer_waits=any(
+                other.state == RolloutState.PENDING and other.to_version > found.to_version
+                for other in others
+            ),
+            another_active=any(other.state.is_active for other in others),
+            is_ready=bool(health.answered_at),
+            load_error="it was quarantined" if gone else health.error,
+            new=traffic.get(found.to_version, Traffic()),
+            old=traffic.get(found.from_version, Traffic()),
+        )
+
+    def _apply(
+        self,
+        desired: Desired,
+        found: Rollout,
+        action: rules.Action,
+        observed: rules.Observed,
+        new: Traffic,
+    ) -> None:
+        if isinstance(action, rules.Supersede):
+            self._store.supersede(found)
+        elif isinstance(action, rules.Load):
+            self._health.pop((_name(desired), found.to_version), None)
+            self._store.start_loading(found, desired.model.serving_version)
+        elif isinstance(action, rules.EnterStep):
+            self._store.enter_step(found, action.step, action.share, observed.new, observed.old)
+        elif isinstance(action, rules.Settle):
+            self._store.settle(found, new, action.reason)
+            self._observe_duration(found, "settled")
+        elif isinstance(action, rules.Reverse):
+            self._store.reverse(found, new, action.reason)
+            self._observe_duration(found, "reversed")
+
+    def _observe_duration(self, found: Rollout, outcome: str) -> None:
+        began = found.step_time or found.create_time
+        _SETTLE_SECONDS.labels(outcome).observe((self._now() - began).total_seconds())
+
+    def _bring_in(self, desired: Desired, index: Mapping[Key, Loaded]) -> None:
+        """Have Triton run the versions that are wanted, and let go of the others."""
+        name = _name(desired)
+        kept = [v for v in desired.versions if self._is_wanted(v, index.get((name, v.number)))]
+        missing = [v for v in kept if index.get((name, v.number), Loaded("", "")).state != "READY"]
+        kept = [v for v in kept if v not in missing or self._prepare(name, v)]
+        if not kept:
+            return
+        if self._repository.list_versions(name, [v.number for v in kept]) or missing:
+            self._load(name, missing)
+
+    def _is_wanted(self, version: Version, loaded: Loaded | None) -> bool:
+        if version.state == VersionState.RETIRED:  # drains, and is not loaded again for that
+            return loaded is not None and loaded.state == "READY"
+        health = self._health.get((_name_of(version), version.number), Health())
+        return not health.error or health.retry_at <= self._monotonic()
+
+    def _prepare(self, name: str, version: Version) -> bool:
+        """Verify a version's artifact and put it where Triton finds it; False: it is damaged."""
+        try:
+            artifact = self._content.directory(version.artifact.uri, version.artifact.digest)
+            if version.interface is None:
+                self._store.learn_interface(version, read_interface(artifact))
+        except (ManifestError, ContentOutsideRoot, OSError, ValueError, KeyError) as error:
+            LOG.error("%s is damaged: %s", version.name, error)
+            self._store.quarantine(version, f"its artifact is damaged: {error}")
+            self._ring()
+            return False
+        self._repository.add_version(name, version.number, artifact)
+        return True
+
+    def _load(self, name: str, missing: Sequence[Version]) -> None:
+        try:
+            self._triton.load(name)
+        except LoadFailed as error:
+            index = self._triton.index()
+            for version in missing:
+                loaded = index.get((name, version.number))
+                if loaded is None or loaded.state != "READY":
+                    health = self._health.setdefault((name, version.number), Health())
+                    health.error = (loaded.reason if loaded else "") or str(error)
+                    health.retry_at = self._monotonic() + _RETRY_SECONDS
+                    LOG.error("%s does not load: %s", version.name, health.error)
+
+    def _take_out(self, wanted: set[str], index: Mapping[Key, Loaded]) -> None:
+        """Unload models that nobody wants, and remove folders that nothing runs from."""
+        busy = {key for key, loaded in index.items() if loaded.state != "UNAVAILABLE"}
+        for name in {*self._repository.models(), *(model for model, _ in busy)} - wanted:
+            if any(model == name for model, _ in busy):
+                self._triton.unload(name)
+            else:
+                self._repository.remove_model(name)
+        for name in wanted:
+            listed = {number for model, number in self._wanted_keys if model == name}
+            for number in self._repository.versions(name):
+                if number not in listed and (name, number) not in busy:
+                    self._repository.remove_version(name, number)
+
+    @property
+    def _wanted_keys(self) -> set[Key]:
+        return {(_name(d), v.number) for d in self._desired() for v in d.versions}
+
+    def _check(self, desired: Desired, index: Mapping[Key, Loaded]) -> None:
+        """Ask the versions that are loaded, those in a canary more often."""
+        name = _name(desired)
+        canaries = [r for r in desired.rollouts if r.state == RolloutState.CANARY]
+        for version in desired.versions:
+            loaded = index.get((name, version.number))
+            if loaded is None or loaded.state != "READY":
+                continue
+            if version.state == VersionState.RETIRED:
+                continue
+            health = self._health.setdefault((name, version.number), Health())
+            if self._monotonic() - health.answered_at >= _CHECK_SECONDS:
+                self._ask(name, version, health)
+        for found in canaries:
+            self._supply_traffic(desired, found)
+
+    def _supply_traffic(self, desired: Desired, found: Rollout) -> None:
+        """Ask questions where traffic brings too few for the canary to be judged."""
+        strategy = desired.deployment.strategy
+        assert isinstance(strategy, Canary)
+        now, began = self._now(), found.step_time or found.update_time
+        bake = max(strategy.bake_seconds, 0.1)
+        due = strategy.minimum_requests * min(1.0, (now - began).total_seconds() / bake)
+        traffic = self._store.traffic(found.tenant, found.model).get(found.to_version, Traffic())
+        for _ in range(int(due) - traffic.since(found.new_before).requests):
+            for version in desired.versions:
+                if version.number in (found.to_version, found.from_version):
+                    key = (_name(desired), version.number)
+                    self._ask(_name(desired), version, self._health.setdefault(key, Health()))
+
+    def _ask(self, name: str, version: Version, health: Health) -> None:
+        key = (version.tenant, version.model, version.number)
+        count = self._asked.counters.get(key, Traffic()).requests
+        error = self._triton.ask(name, version.number, QUESTIONS[count % len(QUESTIONS)])
+        self._asked.count(key, bool(error))
+        self._store.report_traffic(self._life, [(*key, self._asked.counters[key])])
+        if not error:
+            health.answered_at, health.failed_checks, health.error = self._monotonic(), 0, ""
+            return
+        health.failed_checks += 1
+        LOG.warning("%s did not answer (%d): %s", version.name, health.failed_checks, error)
+        if health.failed_checks >= _FAILED_CHECKS:
+            health.answered_at, health.error = 0.0, error
+            health.failed_checks = 0
+            # A killed engine leaves Triton saying READY: only unloading repairs it.
+            self._triton.unload(name)
+
+    def _route(self, desired: Desired) -> Route:
+        """What gateways may send where: only versions that have answered, and not damaged ones."""
+        share = {desired.model.serving_version: 1.0}
+        for found in desired.rollouts:
+            if found.state == RolloutState.CANARY and self._has_answered(desired, found.to_version):
+                share[desired.model.serving_version] -= found.traffic_share
+                share[found.to_version] = found.traffic_share
+        targets = tuple(
+            Target(
+                version=version.number,
+                share=round(share[version.number], 9),
+                endpoints=(self._endpoint,),
+                artifact_digest=version.artifact.digest,
+                interface=version.interface,
+                traceparent=version.traceparent,
+            )
+            for version in sorted(desired.versions, key=lambda version: version.number)
+            if version.number in share
+            and version.interface is not None
+            and self._has_answered(desired, version.number)
+        )
+        model = desired.model
+        return Route(
+            tenant=model.tenant,
+            model=model.id,
+            triton_model=_name(desired),
+            create_time=model.create_time,
+            aliases=model.aliases,
+            targets=_complete(targets),
+        )
+
+    def _has_answered(self, desired: Desired, number: int) -> bool:
+        return bool(self._health.get((_name(desired), number), Health()).answered_at)
+
+
+def _name(desired: Desired) -> str:
+    return triton_model_name(desired.model.tenant, desired.model.id)
+
+
+def _name_of(version: Version) -> str:
+    return triton_model_name(version.tenant, version.model)
+
+
+def _complete(targets: tuple[Target, ...]) -> tuple[Target, ...]:
+    """Shares that add up to 1: where one version alone can answer, it answers all."""
+    total = sum(target.share for target in targets)
+    if not targets or total <= 0:
+        return ()
+    return tuple(replace(target, share=target.share / total) for target in targets)

@@ -1,0 +1,322 @@
+"""What the controller reads and writes. Every write is fenced by the controller's lease.
+
+LeaseLost   another registry controls the endpoint now; write nothing more
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection, func, select
+
+from millrace.registry.v1 import events_pb2
+from millrace_registry.domain import (
+    Deployment,
+    Interface,
+    Model,
+    Rollout,
+    RolloutState,
+    Route,
+    Traffic,
+    Version,
+    VersionState,
+    utc_now,
+)
+from millrace_registry.rows import (
+    deployment_of,
+    rollout_of,
+    route_document,
+    route_of,
+    version_of,
+)
+from millrace_registry.schema import (
+    CONTROLLERS,
+    DEPLOYMENTS,
+    ROLLOUTS,
+    ROUTES,
+    TRAFFIC,
+    VERSIONS,
+)
+from millrace_registry.transitions import (
+    RecordFact,
+    quarantine_version,
+    read_model,
+    reverse_rollout,
+    set_version_state,
+    settle_rollout,
+    write_rollout,
+)
+from millrace_registry.upsert import insert
+from millrace_runtime import leases
+from millrace_runtime.database import Database
+from millrace_runtime.leases import Lease
+
+_ACTIVE = (RolloutState.PENDING, RolloutState.LOADING, RolloutState.CANARY)
+
+
+@dataclass(frozen=True)
+class Desired:
+    """One model, as far as serving it goes.
+
+    ``rollouts`` are those that have not ended, oldest first. ``versions`` are those that may
+    have to be loaded: the serving one, those being rolled out, those retired a moment ago.
+    """
+
+    model: Model
+    deployment: Deployment
+    rollouts: tuple[Rollout, ...]
+    versions: tuple[Version, ...]
+
+
+class ControlStore:
+    """The controller's view of the database, for one Triton endpoint."""
+
+    def __init__(
+        self,
+        database: Database,
+        record: RecordFact,
+        *,
+        endpoint: str,
+        owner: str,
+        lease_seconds: float,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._database = database
+        self._record = record
+        self._endpoint = endpoint
+        self._owner = owner
+        self._duration = timedelta(seconds=lease_seconds)
+        self._now = now
+        self._lease: Lease | None = None
+
+    def hold(self) -> bool:
+        """Take or keep the right to control the endpoint; say whether it is ours."""
+        with self._database.transaction() as connection:
+            if self._lease is not None:
+                try:
+                    self._lease = leases.renew(
+                        connection,
+                        CONTROLLERS,
+                        self._lease,
+                        now=self._now(),
+                        duration=self._duration,
+                    )
+                    return True
+                except leases.LeaseLost:
+                    self._lease = None
+            values = {"id": self._endpoint, "epoch": 0}
+            connection.execute(
+                insert(connection, CONTROLLERS).values(**values).on_conflict_do_nothing()
+            )
+            self._lease = leases.claim(
+                connection,
+                CONTROLLERS,
+                CONTROLLERS.c.id == self._endpoint,
+                owner=self._owner,
+                now=self._now(),
+                duration=self._duration,
+            )
+        return self._lease is not None
+
+    def give_up(self) -> None:
+        """Let another registry take over at once."""
+        if self._lease is not None:
+            with self._database.transaction() as connection:
+                leases.release(connection, CONTROLLERS, self._lease)
+            self._lease = None
+
+    def desired(self, retired_since: datetime) -> list[Desired]:
+        """All models that anything is to be done about."""
+        active = ROLLOUTS.c.state.in_([state.value for state in _ACTIVE])
+        with self._database.transaction() as connection:
+            rows = connection.execute(select(ROLLOUTS).where(active).order_by(ROLLOUTS.c.id))
+            rollouts = [rollout_of(row) for row in rows]
+            versions = self._loadable(connection, retired_since)
+            keys = {(v.tenant, v.model) for v in versions}
+            keys |= {(r.tenant, r.model) for r in rollouts}
+            found = [self._desired_of(connection, key, rollouts, versions) for key in sorted(keys)]
+        return [desired for desired in found if desired is not None]
+
+    def _loadable(self, connection: Connection, retired_since: datetime) -> list[Version]:
+        retired = (VERSIONS.c.state == VersionState.RETIRED.value) & (
+            VERSIONS.c.retire_time >= retired_since
+        )
+        live = VERSIONS.c.state.in_([VersionState.SERVING.value, VersionState.ROLLING_OUT.value])
+        rows = connection.execute(select(VERSIONS).where(live | retired))
+        return [version_of(row) for row in rows]
+
+    def _desired_of(
+        self,
+        connection: Connection,
+        key: tuple[str, str],
+        rollouts: Sequence[Rollout],
+        versions: Sequence[Version],
+    ) -> Desired | None:
+        model = read_model(connection, *key)
+        deployments = select(DEPLOYMENTS).where(
+            DEPLOYMENTS.c.tenant == key[0], DEPLOYMENTS.c.model == key[1]
+        )
+        row = connection.execute(deployments).first()
+        if model is None or row is None:
+            return None
+        return Desired(
+            model,
+            deployment_of(row),
+            tuple(r for r in rollouts if (r.tenant, r.model) == key),
+            tuple(v for v in versions if (v.tenant, v.model) == key),
+        )
+
+    def traffic(self, tenant: str, model: str) -> dict[int, Traffic]:
+        """What all gateways have seen of each version."""
+        sums = (func.sum(TRAFFIC.c.requests), func.sum(TRAFFIC.c.failures))
+        query = (
+            select(TRAFFIC.c.version, *sums)
+            .where(TRAFFIC.c.tenant == tenant, TRAFFIC.c.model == model)
+            .group_by(TRAFFIC.c.version)
+        )
+        with self._database.transaction() as connection:
+            return {row[0]: Traffic(int(row[1]), int(row[2])) for row in connection.execute(query)}
+
+    def report_traffic(
+        self, gateway: str, counters: Sequence[tuple[str, str, int, Traffic]]
+    ) -> None:
+        """Take the counters of one life of one gateway: (tenant, model, version, traffic)."""
+        with self._database.transaction() as connection:
+            for tenant, model, version, traffic in counters:
+                keys = {"gateway": gateway, "tenant": tenant, "model": model, "version": version}
+                counts = {"requests": traffic.requests, "failures": traffic.failures}
+                statement = insert(connection, TRAFFIC).values(**keys, **counts)
+                connection.execute(
+                    statement.on_conflict_do_update(index_elements=list(keys), set_=counts)
+                )
+
+    def start_loading(self, rollout: Rollout, from_version: int) -> None:
+        """The rollout's turn has come."""
+        now = self._now()
+        with self._fenced() as connection:
+            started = replace(
+                rollout,
+                state=RolloutState.LOADING,
+                from_version=from_version,
+                step_time=now,
+                update_time=now,
+                reason="loading",
+            )
+            write_rollout(connection, started)
+            key = (rollout.tenant, rollout.model, rollout.to_version)
+            set_version_state(connection, key, VersionState.ROLLING_OUT)
+            fact = events_pb2.RolloutStarted(
+                rollout=rollout.name,
+                model=rollout.model,
+                from_version=from_version,
+                to_version=rollout.to_version,
+            )
+            self._record(connection, rollout.tenant, fact, rollout.traceparent)
+
+    def enter_step(
+        self, rollout: Rollout, step: int, share: float, new: Traffic, old: Traffic
+    ) -> None:
+        """Give the new version a share; its traffic is counted from now on."""
+        now = self._now()
+        with self._fenced() as connection:
+            entered = replace(
+                rollout,
+                state=RolloutState.CANARY,
+                step=step,
+                traffic_share=share,
+                step_time=now,
+                update_time=now,
+                new_before=new,
+                old_before=old,
+                requests=0,
+                failures=0,
+                reason=f"{share:.0%} of the traffic",
+            )
+            write_rollout(connection, entered)
+            fact = events_pb2.RolloutAdvanced(
+                rollout=rollout.name,
+                model=rollout.model,
+                to_version=rollout.to_version,
+                traffic_share=share,
+            )
+            self._record(connection, rollout.tenant, fact, rollout.traceparent)
+
+    def count(self, rollout: Rollout, new: Traffic) -> None:
+        """Show what the present step has seen."""
+        with self._fenced() as connection:
+            counted = replace(rollout, requests=new.requests, failures=new.failures)
+            write_rollout(connection, counted)
+
+    def supersede(self, rollout: Rollout) -> None:
+        with self._fenced() as connection:
+            now = self._now()
+            ended = replace(
+                rollout,
+                state=RolloutState.SUPERSEDED,
+                reason="a newer version came before its turn",
+                update_time=now,
+                finish_time=now,
+            )
+            write_rollout(connection, ended)
+
+    def settle(self, rollout: Rollout, new: Traffic, reason: str) -> None:
+        with self._fenced() as connection:
+            counted = replace(rollout, requests=new.requests, failures=new.failures)
+            write_rollout(connection, counted)
+            settle_rollout(connection, counted, reason, self._now(), self._record)
+
+    def reverse(self, rollout: Rollout, new: Traffic, reason: str) -> None:
+        with self._fenced() as connection:
+            counted = replace(rollout, requests=new.requests, failures=new.failures)
+            write_rollout(connection, counted)
+            reverse_rollout(connection, counted, reason, self._now(), self._record)
+
+    def quarantine(self, version: Version, reason: str) -> None:
+        """A version whose bytes are not what was registered is never served again."""
+        with self._fenced() as connection:
+            quarantine_version(connection, version, reason, self._now())
+            fact = events_pb2.VersionQuarantined(version=version.name, reason=reason)
+            self._record(connection, version.tenant, fact, version.traceparent)
+
+    def learn_interface(self, version: Version, interface: Interface) -> None:
+        """Keep what clients must know of a version, read from its verified artifact."""
+        with self._fenced() as connection:
+            values = {
+                "context_length": interface.context_length,
+                "chat_template": interface.chat_template,
+                "bos_token": interface.bos_token,
+                "eos_token": interface.eos_token,
+            }
+            key = (version.tenant, version.model, version.number)
+            set_version_state(connection, key, version.state, interface=values)
+
+    def write_routes(self, routes: Sequence[Route]) -> bool:
+        """Publish the route table, if it changed; its revision rises by one."""
+        document = [route_document(route) for route in routes]
+        with self._fenced() as connection:
+            row = connection.execute(select(ROUTES)).first()
+            if row is not None and row.document == document:
+                return False
+            revision = row.revision + 1 if row is not None else 1
+            values = {"id": 1, "revision": revision, "document": document}
+            statement = insert(connection, ROUTES).values(**values)
+            changed = {"revision": revision, "document": document}
+            connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_=changed))
+        return True
+
+    def routes(self) -> tuple[int, list[Route]]:
+        """The route table and its revision; 0 before the first."""
+        with self._database.transaction() as connection:
+            row = connection.execute(select(ROUTES)).first()
+        return (0, []) if row is None else (row.revision, [route_of(d) for d in row.document])
+
+    @contextmanager
+    def _fenced(self) -> Iterator[Connection]:
+        """A transaction that only the holder of the lease can commit."""
+        if self._lease is None:
+            raise leases.LeaseLost(f"{self._endpoint} is not ours to control")
+        with self._database.transaction() as connection:
+            held = leases.fenced(CONTROLLERS, self._lease).values(lease_owner=self._owner)
+            leases.require_held(connection.execute(held), self._lease)
+            yield connection

@@ -1,0 +1,226 @@
+"""Proto messages to values of the domain and back; nothing else knows both."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from google.protobuf import json_format
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from millrace.compressor.v1 import service_pb2 as compressor_pb2
+from millrace.lifecycle.v1 import lifecycle_pb2
+from millrace.registry.v1 import service_pb2 as pb
+from millrace_registry.domain import (
+    Canary,
+    Content,
+    Deployment,
+    Gate,
+    Immediate,
+    LineageEdge,
+    LineageNode,
+    Model,
+    Rollout,
+    RolloutState,
+    Route,
+    Strategy,
+    Target,
+    Tracking,
+    Version,
+    VersionState,
+    utc_now,
+)
+from millrace_runtime import names
+
+_VERSION_STATES = {s: pb.VersionState.Value(f"VERSION_STATE_{s.value}") for s in VersionState}
+_ROLLOUT_STATES = {s: pb.RolloutState.Value(f"ROLLOUT_STATE_{s.value}") for s in RolloutState}
+_TRACKING = {t: pb.CheckpointTracking.Value(f"CHECKPOINT_TRACKING_{t.value}") for t in Tracking}
+_TRACKING_OF = {int(number): tracking for tracking, number in _TRACKING.items()}
+
+
+def model_key(name: str) -> tuple[str, str]:
+    """(tenant, id) of a model's name."""
+    parts = names.parse("tenants/{tenant}/models/{model}", name)
+    return parts["tenant"], parts["model"]
+
+
+def version_key(name: str) -> tuple[str, str, int]:
+    """(tenant, model, number) of a version's name."""
+    parts = names.parse("tenants/{tenant}/models/{model}/versions/{number}", name)
+    return parts["tenant"], parts["model"], int(parts["number"])
+
+
+def deployment_key(name: str) -> tuple[str, str]:
+    """(tenant, id) of a deployment's name."""
+    parts = names.parse("tenants/{tenant}/deployments/{deployment}", name)
+    return parts["tenant"], parts["deployment"]
+
+
+def rollout_key(name: str) -> tuple[str, str]:
+    """(tenant, id) of a rollout's name."""
+    parts = names.parse("tenants/{tenant}/rollouts/{rollout}", name)
+    return parts["tenant"], parts["rollout"]
+
+
+def content_from_proto(content: lifecycle_pb2.Content) -> Content:
+    return Content(content.uri, content.digest, content.size_bytes)
+
+
+def document_of(message: Any) -> dict[str, Any]:
+    """A message as JSON that ``ParseDict`` reads again."""
+    document: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    return document
+
+
+def target_name(number: int) -> str:
+    return str(compressor_pb2.Target.DESCRIPTOR.values_by_number[number].name)
+
+
+def deployment_from_proto(message: pb.Deployment, tenant: str, id: str) -> Deployment:
+    """What a user may set; unset fields have the defaults."""
+    default, now = Deployment(tenant, id, message.model, utc_now(), utc_now()), utc_now()
+    return Deployment(
+        tenant=tenant,
+        id=id,
+        model=message.model,
+        create_time=now,
+        update_time=now,
+        tracking=_TRACKING_OF.get(message.tracking, default.tracking),
+        targets=tuple(target_name(number) for number in message.targets),
+        gate=_gate_from_proto(message.gate) if message.HasField("gate") else default.gate,
+        strategy=_strategy_from_proto(message.strategy) or default.strategy,
+    )
+
+
+def expected_revision(message: pb.Deployment) -> int | None:
+    """The revision that an update was written for; None when it does not say."""
+    return int(message.etag) if message.etag.isdecimal() else None
+
+
+def _gate_from_proto(gate: compressor_pb2.GatePolicy) -> Gate:
+    given = {field.name: value for field, value in gate.ListFields()}
+    return Gate(**{"max_perplexity_increase": None, **given})
+
+
+def _strategy_from_proto(strategy: pb.RolloutStrategy) -> Strategy | None:
+    kind = strategy.WhichOneof("strategy")
+    if kind == "immediate":
+        return Immediate()
+    if kind is None:
+        return None
+    canary = strategy.canary
+    return Canary(
+        steps=tuple(canary.steps),
+        bake_seconds=canary.bake_seconds,
+        minimum_requests=canary.minimum_requests,
+        maximum_error_rate_increase=canary.maximum_error_rate_increase,
+    )
+
+
+def model_to_proto(model: Model) -> pb.Model:
+    return pb.Model(
+        name=model.name,
+        create_time=_timestamp(model.create_time),
+        aliases=model.aliases,
+        base_model=model.base_model,
+        serving_version=model.serving_version,
+    )
+
+
+def version_to_proto(version: Version) -> pb.Version:
+    return pb.Version(
+        name=version.name,
+        number=version.number,
+        state=_VERSION_STATES[version.state],
+        target=compressor_pb2.Target.Value(version.target),
+        artifact=_content_to_proto(version.artifact),
+        checkpoint=_parsed(version.checkpoint, compressor_pb2.CheckpointReference()),
+        measurements=_parsed(version.measurements, compressor_pb2.Measurements()),
+        compression=version.compression,
+        create_time=_timestamp(version.create_time),
+        state_reason=version.state_reason,
+    )
+
+
+def deployment_to_proto(deployment: Deployment) -> pb.Deployment:
+    return pb.Deployment(
+        name=deployment.name,
+        model=deployment.model,
+        tracking=_TRACKING[deployment.tracking],
+        targets=[compressor_pb2.Target.Value(target) for target in deployment.targets],
+        gate=compressor_pb2.GatePolicy(**asdict(deployment.gate)),
+        strategy=_strategy_to_proto(deployment.strategy),
+        etag=str(deployment.revision),
+        create_time=_timestamp(deployment.create_time),
+        update_time=_timestamp(deployment.update_time),
+    )
+
+
+def _strategy_to_proto(strategy: Strategy) -> pb.RolloutStrategy:
+    if isinstance(strategy, Immediate):
+        return pb.RolloutStrategy(immediate=pb.ImmediateStrategy())
+    return pb.RolloutStrategy(canary=pb.CanaryStrategy(**asdict(strategy)))
+
+
+def rollout_to_proto(rollout: Rollout) -> pb.Rollout:
+    message = pb.Rollout(
+        name=rollout.name,
+        deployment=f"tenants/{rollout.tenant}/deployments/{rollout.deployment}",
+        model=rollout.model,
+        from_version=rollout.from_version,
+        to_version=rollout.to_version,
+        state=_ROLLOUT_STATES[rollout.state],
+        step=rollout.step,
+        traffic_share=rollout.traffic_share,
+        reason=rollout.reason,
+        create_time=_timestamp(rollout.create_time),
+        update_time=_timestamp(rollout.update_time),
+        requests=rollout.requests,
+        failures=rollout.failures,
+    )
+    if rollout.finish_time is not None:
+        message.finish_time.CopyFrom(_timestamp(rollout.finish_time))
+    return message
+
+
+def route_to_proto(route: Route) -> pb.Route:
+    return pb.Route(
+        tenant=route.tenant,
+        model=route.model,
+        triton_model=route.triton_model,
+        targets=[_target_to_proto(target) for target in route.targets],
+        create_time=_timestamp(route.create_time),
+        aliases=route.aliases,
+    )
+
+
+def _target_to_proto(target: Target) -> pb.RouteTarget:
+    return pb.RouteTarget(
+        version=target.version,
+        share=target.share,
+        endpoints=target.endpoints,
+        artifact_digest=target.artifact_digest,
+        traceparent=target.traceparent,
+        **asdict(target.interface),
+    )
+
+
+def lineage_to_proto(nodes: list[LineageNode], edges: list[LineageEdge]) -> pb.GetLineageResponse:
+    return pb.GetLineageResponse(
+        nodes=[pb.LineageNode(**asdict(node)) for node in nodes],
+        edges=[pb.LineageEdge(**asdict(edge)) for edge in edges],
+    )
+
+
+def _parsed(document: Mapping[str, Any], message: Any) -> Any:
+    return json_format.ParseDict(dict(document), message, ignore_unknown_fields=True)
+
+
+def _content_to_proto(content: Content) -> lifecycle_pb2.Content:
+    return lifecycle_pb2.Content(**asdict(content))
+
+
+def _timestamp(moment: datetime) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromDatetime(moment)
+    return stamp

@@ -1,0 +1,115 @@
+"""What the registry does about the facts that it consumes, and the facts that it publishes."""
+
+from collections.abc import Sequence
+
+from google.protobuf.message import Message
+from sqlalchemy import Connection
+
+from millrace.compressor.v1 import events_pb2 as compressor_events
+from millrace.data.v1 import events_pb2 as data_events
+from millrace.trainer.v1 import events_pb2 as trainer_events
+from millrace.tuner.v1 import events_pb2 as tuner_events
+from millrace_registry import convert
+from millrace_registry.app import RegistryApp
+from millrace_registry.domain import LineageEdge, LineageNode
+from millrace_runtime.bus import Subscription
+from millrace_runtime.cloudevent import Event
+from millrace_runtime.outbox import Outbox
+
+
+class FactRecorder:
+    """Puts facts into the outbox, in the transaction of the state that they follow from."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+
+    def __call__(
+        self, connection: Connection, tenant: str, fact: Message, traceparent: str
+    ) -> None:
+        self._outbox.record(connection, tenant, fact, traceparent=traceparent)
+
+
+class Facts:
+    """A handler for each fact."""
+
+    def __init__(self, app: RegistryApp) -> None:
+        self._app = app
+
+    def subscriptions(self) -> Sequence[Subscription]:
+        return (
+            Subscription(data_events.DatasetReady, self.dataset_ready),
+            Subscription(trainer_events.RunStarted, self.run_started),
+            Subscription(trainer_events.CheckpointFinished, self.trained),
+            Subscription(tuner_events.JobStarted, self.job_started),
+            Subscription(tuner_events.CheckpointFinished, self.tuned),
+            Subscription(compressor_events.ArtifactFinished, self.artifact_finished),
+        )
+
+    def dataset_ready(self, event: Event) -> None:
+        fact = event.message
+        assert isinstance(fact, data_events.DatasetReady)
+        self._app.learn([LineageNode(fact.dataset, "dataset", fact.content.digest)], [])
+
+    def run_started(self, event: Event) -> None:
+        fact = event.message
+        assert isinstance(fact, trainer_events.RunStarted)
+        nodes = [
+            LineageNode(fact.dataset, "dataset", fact.dataset_digest),
+            LineageNode(fact.run, "run"),
+        ]
+        self._app.learn(nodes, [LineageEdge(fact.dataset, fact.run)])
+
+    def trained(self, event: Event) -> None:
+        fact = event.message
+        assert isinstance(fact, trainer_events.CheckpointFinished)
+        nodes = [
+            LineageNode(fact.run, "run"),
+            LineageNode(fact.checkpoint, "checkpoint", fact.content.digest),
+        ]
+        edges = [LineageEdge(fact.run, fact.checkpoint)]
+        self._app.learn(nodes, edges, {fact.checkpoint: event.time})
+
+    def job_started(self, event: Event) -> None:
+        fact = event.message
+        assert isinstance(fact, tuner_events.JobStarted)
+        nodes = [LineageNode(fact.base_version, "version"), LineageNode(fact.job, "job")]
+        self._app.learn(nodes, [LineageEdge(fact.base_version, fact.job)])
+
+    def tuned(self, event: Event) -> None:
+        fact = event.message
+        assert isinstance(fact, tuner_events.CheckpointFinished)
+        nodes = [
+            LineageNode(fact.base_version, "version"),
+            LineageNode(fact.training_file, "file", fact.training_file_digest),
+            LineageNode(fact.job, "job"),
+            LineageNode(fact.checkpoint, "checkpoint", fact.content.digest),
+        ]
+        edges = [
+            LineageEdge(fact.base_version, fact.job),
+            LineageEdge(fact.training_file, fact.job),
+            LineageEdge(fact.job, fact.checkpoint),
+        ]
+        self._app.learn(nodes, edges, {fact.checkpoint: event.time})
+
+    def artifact_finished(self, event: Event) -> None:
+        fact = event.message
+        assert isinstance(fact, compressor_events.ArtifactFinished)
+        self._app.artifact_finished(
+            event.tenant,
+            compression=fact.compression,
+            target=convert.target_name(fact.target),
+            artifact=convert.content_from_proto(fact.artifact),
+            checkpoint=convert.document_of(fact.checkpoint),
+            measurements=convert.document_of(fact.measurements),
+            base_model=base_model_of(fact.checkpoint.model),
+            traceparent=event.traceparent,
+        )
+
+
+def base_model_of(model: str) -> str:
+    """The model that ``ft:demo:acme:docs:k3x9`` was tuned from; empty for a pre-trained one."""
+    return model.split(":")[1] if model.startswith("ft:") else ""
+
+
+def subscriptions(app: RegistryApp) -> Sequence[Subscription]:
+    return Facts(app).subscriptions()

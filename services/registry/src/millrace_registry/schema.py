@@ -1,0 +1,156 @@
+"""The service's tables. ``migrations/`` makes them; a test holds the two together."""
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+from millrace_runtime.database import UtcDateTime
+from millrace_runtime.idempotency import request_columns
+from millrace_runtime.leases import lease_columns
+from millrace_runtime.outbox import outbox_table
+
+METADATA = MetaData()
+
+OUTBOX = outbox_table(METADATA)
+
+MODELS = Table(
+    "models",
+    METADATA,
+    Column("tenant", String(63), primary_key=True),
+    Column("id", String(256), primary_key=True),
+    Column("base_model", String(256), nullable=False),
+    Column("serving_version", BigInteger, nullable=False),
+    Column("is_deleted", Boolean, nullable=False),
+    Column("create_time", UtcDateTime, nullable=False),
+)
+
+ALIASES = Table(
+    "aliases",
+    METADATA,
+    Column("tenant", String(63), primary_key=True),
+    Column("model", String(256), primary_key=True),
+    Column("alias", String(63), primary_key=True),
+    Column("version", BigInteger, nullable=False),
+)
+
+VERSIONS = Table(
+    "versions",
+    METADATA,
+    Column("tenant", String(63), primary_key=True),
+    Column("model", String(256), primary_key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("state", String(16), nullable=False),
+    Column("state_reason", Text, nullable=False),
+    Column("target", String(64), nullable=False),
+    Column("artifact", JSON, nullable=False),
+    Column("checkpoint", JSON, nullable=False),
+    Column("measurements", JSON, nullable=False),
+    Column("interface", JSON(none_as_null=True)),
+    Column("compression", String(200), nullable=False),
+    Column("traceparent", String(64), nullable=False),
+    Column("create_time", UtcDateTime, nullable=False),
+    Column("retire_time", UtcDateTime),
+    # The natural key: however often its fact is delivered, an artifact becomes one version.
+    UniqueConstraint("tenant", "compression"),
+)
+
+DEPLOYMENTS = Table(
+    "deployments",
+    METADATA,
+    Column("id", String(80), primary_key=True),
+    Column("tenant", String(63), nullable=False),
+    Column("model", String(256), nullable=False),
+    Column("tracking", String(16), nullable=False),
+    Column("targets", JSON, nullable=False),
+    Column("gate", JSON, nullable=False),
+    # null: immediate; otherwise the canary's settings.
+    Column("canary", JSON(none_as_null=True)),
+    Column("revision", Integer, nullable=False),
+    Column("create_time", UtcDateTime, nullable=False),
+    Column("update_time", UtcDateTime, nullable=False),
+    *request_columns(),
+    # One model is served in one way.
+    UniqueConstraint("tenant", "model"),
+)
+
+ROLLOUTS = Table(
+    "rollouts",
+    METADATA,
+    Column("id", String(80), primary_key=True),
+    Column("tenant", String(63), nullable=False),
+    Column("deployment", String(80), nullable=False),
+    Column("model", String(256), nullable=False),
+    Column("from_version", BigInteger, nullable=False),
+    Column("to_version", BigInteger, nullable=False),
+    Column("state", String(16), nullable=False, index=True),
+    Column("step", Integer, nullable=False),
+    Column("traffic_share", Float, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("counters", JSON, nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    Column("failures", BigInteger, nullable=False),
+    Column("traceparent", String(64), nullable=False),
+    Column("create_time", UtcDateTime, nullable=False),
+    Column("update_time", UtcDateTime, nullable=False),
+    Column("step_time", UtcDateTime),
+    Column("finish_time", UtcDateTime),
+    UniqueConstraint("tenant", "model", "to_version"),
+    Index("rollouts_tenant_id", "tenant", "id"),
+)
+
+TRAFFIC = Table(
+    "traffic",
+    METADATA,
+    Column("gateway", String(128), primary_key=True),
+    Column("tenant", String(63), primary_key=True),
+    Column("model", String(256), primary_key=True),
+    Column("version", BigInteger, primary_key=True, autoincrement=False),
+    Column("requests", BigInteger, nullable=False),
+    Column("failures", BigInteger, nullable=False),
+)
+
+# The right to control one Triton endpoint: of several registries, one at a time.
+CONTROLLERS = Table(
+    "controllers",
+    METADATA,
+    Column("id", String(200), primary_key=True),
+    *lease_columns(),
+)
+
+# What gateways are told; one row, written by the controller when it changes.
+ROUTES = Table(
+    "routes",
+    METADATA,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("document", JSON, nullable=False),
+)
+
+NODES = Table(
+    "lineage_nodes",
+    METADATA,
+    Column("name", String(400), primary_key=True),
+    Column("kind", String(32), nullable=False),
+    Column("digest", String(80), nullable=False, index=True),
+    # When it came to be, where a fact said so.
+    Column("time", UtcDateTime),
+)
+
+EDGES = Table(
+    "lineage_edges",
+    METADATA,
+    Column("cause", String(400), primary_key=True),
+    Column("effect", String(400), primary_key=True),
+    Index("lineage_edges_effect", "effect"),
+)

@@ -1,0 +1,29 @@
+"""What the registry can be told."""
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import SettingsConfigDict
+
+from millrace_runtime.settings import ServiceSettings
+
+
+class RegistrySettings(ServiceSettings):
+    """``MILLRACE_REGISTRY_…``"""
+
+    model_config = SettingsConfigDict(env_prefix="MILLRACE_REGISTRY_")
+
+    database_url: str = "sqlite:///.millrace/databases/registry.db"
+    compressor_address: str = Field("127.0.0.1:8092", description="host:port of the compressor")
+    triton_grpc_address: str = Field("127.0.0.1:8084", description="host:port of Triton's gRPC")
+    triton_model_repository: Path = Field(
+        Path(".millrace/triton"), description="the directory that Triton loads models from"
+    )
+    triton_control_key: SecretStr | None = Field(
+        None, description="key of Triton's restricted protocols; unset: they are open"
+    )
+    control_seconds: float = Field(0.5, gt=0, description="period of the look at Triton")
+    drain_seconds_of_versions: float = Field(
+        5.0, ge=0, description="how long a retired version stays loaded"
+    )
+    engine_threads: int = Field(0, ge=0, description="threads of each engine; 0: all cores")

@@ -1,0 +1,395 @@
+"""The catalogue: models, versions, deployments, rollouts and lineage, as users see and change them.
+
+State and the fact it causes are written in one transaction. A tenant of ``-`` stands for every
+tenant, and a model of ``-`` for every model. What the controller does is in ``control_store.py``.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Select, Table, delete, func, select, update
+from sqlalchemy.exc import IntegrityError
+
+from millrace.registry.v1 import events_pb2
+from millrace_registry.domain import (
+    Deployment,
+    Model,
+    RequestKey,
+    Rollout,
+    RolloutState,
+    Version,
+    VersionState,
+    utc_now,
+)
+from millrace_registry.rows import (
+    deployment_of,
+    deployment_values,
+    model_of,
+    rollout_of,
+    rollout_values,
+    version_of,
+    version_values,
+)
+from millrace_registry.schema import ALIASES, DEPLOYMENTS, MODELS, ROLLOUTS, VERSIONS
+from millrace_registry.transitions import (
+    EVERY,
+    RecordFact,
+    aliases_of,
+    quarantine_version,
+    read_model,
+    read_version,
+    reverse_rollout,
+    scope,
+    settle_rollout,
+    write_alias,
+)
+from millrace_registry.upsert import insert
+from millrace_runtime import idempotency, names
+from millrace_runtime.database import Database
+from millrace_runtime.errors import Aborted, AlreadyExists
+
+
+class Catalogue:
+    """Rows of everything but lineage, traffic and routes."""
+
+    def __init__(
+        self,
+        database: Database,
+        record: RecordFact,
+        *,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._database = database
+        self._record = record
+        self._now = now
+
+    def model(self, tenant: str, id: str) -> Model | None:
+        with self._database.transaction() as connection:
+            return read_model(connection, tenant, id)
+
+    def models(self, tenant: str, after_id: str, count: int) -> list[Model]:
+        """Models by id, after ``after_id``."""
+        query = (
+            select(MODELS)
+            .where(MODELS.c.tenant == tenant, MODELS.c.id > after_id)
+            .where(MODELS.c.is_deleted.is_(False))
+            .order_by(MODELS.c.id)
+            .limit(count)
+        )
+        with self._database.transaction() as connection:
+            rows = connection.execute(query).all()
+            return [model_of(row, aliases_of(connection, tenant, row.id)) for row in rows]
+
+    def delete_model(self, tenant: str, id: str) -> bool:
+        """Stop serving a model and forget it; its versions stay. False: there is none."""
+        found = (MODELS.c.tenant == tenant) & (MODELS.c.id == id) & MODELS.c.is_deleted.is_(False)
+        with self._database.transaction() as connection:
+            gone = update(MODELS).where(found).values(is_deleted=True, serving_version=0)
+            if connection.execute(gone).rowcount == 0:
+                return False
+            self._reverse_unended(connection, tenant, id, "the model was deleted")
+            connection.execute(
+                delete(ALIASES).where(ALIASES.c.tenant == tenant, ALIASES.c.model == id)
+            )
+            _retire_all(connection, tenant, id, self._now())
+        return True
+
+    def set_alias(self, tenant: str, model: str, alias: str, version: int) -> None:
+        """Let an alias mean a version; version 0 removes it."""
+        with self._database.transaction() as connection:
+            write_alias(connection, tenant, model, alias, version)
+
+    def version(self, tenant: str, model: str, number: int) -> Version | None:
+        with self._database.transaction() as connection:
+            return read_version(connection, tenant, model, number)
+
+    def version_of_compression(self, tenant: str, compression: str) -> Version | None:
+        query = select(VERSIONS).where(
+            VERSIONS.c.tenant == tenant, VERSIONS.c.compression == compression
+        )
+        with self._database.transaction() as connection:
+            row = connection.execute(query).first()
+        return None if row is None else version_of(row)
+
+    def versions(
+        self, tenant: str, model: str, before: tuple[datetime, str, int] | None, count: int
+    ) -> list[Version]:
+        """The newest ``count`` versions, after the one that ``before`` describes."""
+        order = (VERSIONS.c.create_time, VERSIONS.c.model, VERSIONS.c.number)
+        query = select(VERSIONS).order_by(*(column.desc() for column in order)).limit(count)
+        query = query.where(*scope(VERSIONS, tenant, model))
+        if before is not None:
+            time, of_model, number = before
+            older = VERSIONS.c.create_time < time
+            same = (VERSIONS.c.create_time == time) & (
+                (VERSIONS.c.model < of_model)
+                | ((VERSIONS.c.model == of_model) & (VERSIONS.c.number < number))
+            )
+            query = query.where(older | same)
+        with self._database.transaction() as connection:
+            return [version_of(row) for row in connection.execute(query)]
+
+    def register(self, version: Version, base_model: str, damage: str) -> Version | None:
+        """Add an artifact as the next version of its model, with a rollout to it. Once.
+
+        ``version.number`` is given here. ``damage`` says why it may never be served, if so; it
+        is QUARANTINED then, and nothing is rolled out. None: the model was deleted.
+        """
+        with self._database.transaction() as connection:
+            made = connection.execute(
+                select(VERSIONS).where(
+                    VERSIONS.c.tenant == version.tenant,
+                    VERSIONS.c.compression == version.compression,
+                )
+            ).first()
+            if made is not None:
+                return version_of(made)
+            if not self._ensure_model(connection, version, base_model):
+                return None
+            state = VersionState.QUARANTINED if damage else VersionState.REGISTERED
+            version = replace(
+                version,
+                number=_next_number(connection, version),
+                state=state,
+                state_reason=damage,
+            )
+            connection.execute(VERSIONS.insert().values(**version_values(version)))
+            self._say_registered(connection, version)
+            if damage:
+                self._say_quarantined(connection, version)
+            else:
+                self._queue_rollout(connection, version)
+        return version
+
+    def _ensure_model(self, connection: Connection, version: Version, base_model: str) -> bool:
+        values = {
+            "tenant": version.tenant,
+            "id": version.model,
+            "base_model": base_model,
+            "serving_version": 0,
+            "is_deleted": False,
+            "create_time": self._now(),
+        }
+        connection.execute(insert(connection, MODELS).values(**values).on_conflict_do_nothing())
+        query = select(MODELS.c.is_deleted).where(
+            MODELS.c.tenant == version.tenant, MODELS.c.id == version.model
+        )
+        return not connection.execute(query.with_for_update()).scalar_one()
+
+    def _queue_rollout(self, connection: Connection, version: Version) -> None:
+        deployment = self._ensure_deployment(connection, version.tenant, version.model)
+        now = self._now()
+        rollout = Rollout(
+            tenant=version.tenant,
+            id=names.new_id("rollout"),
+            deployment=deployment.id,
+            model=version.model,
+            to_version=version.number,
+            create_time=now,
+            update_time=now,
+            traceparent=version.traceparent,
+        )
+        connection.execute(ROLLOUTS.insert().values(**rollout_values(rollout)))
+
+    def quarantine(self, tenant: str, model: str, number: int, reason: str) -> Version | None:
+        """Take a version out of service for good; the newest retired one takes its place."""
+        with self._database.transaction() as connection:
+            version = read_version(connection, tenant, model, number)
+            if version is None or version.state == VersionState.QUARANTINED:
+                return version
+            quarantine_version(connection, version, reason, self._now())
+            version = replace(version, state=VersionState.QUARANTINED, state_reason=reason)
+            self._say_quarantined(connection, version)
+            for rollout in _unended(connection, tenant, model):
+                if rollout.to_version == number:
+                    self._reverse(connection, rollout, f"the version was quarantined: {reason}")
+        return version
+
+    def add_deployment(self, deployment: Deployment, request: RequestKey) -> Deployment:
+        """
+        Raises:
+            AlreadyExists: the model has a deployment, or the request id was used otherwise.
+        """
+        with self._database.transaction() as connection:
+            made = idempotency.find_made(
+                connection, DEPLOYMENTS, deployment.tenant, request.id, request.digest
+            )
+            if made is not None:
+                query = select(DEPLOYMENTS).where(DEPLOYMENTS.c.id == made)
+                return deployment_of(connection.execute(query).one())
+            if _deployment_of_model(connection, deployment.tenant, deployment.model) is not None:
+                raise AlreadyExists(
+                    f"model {deployment.model!r} has a deployment already; update that one",
+                    reason="DEPLOYMENT_EXISTS",
+                    field="deployment.model",
+                )
+            _insert_deployment(connection, deployment, request)
+        return deployment
+
+    def deployment(self, tenant: str, id: str) -> Deployment | None:
+        query = select(DEPLOYMENTS).where(DEPLOYMENTS.c.tenant == tenant, DEPLOYMENTS.c.id == id)
+        with self._database.transaction() as connection:
+            row = connection.execute(query).first()
+        return None if row is None else deployment_of(row)
+
+    def deployments(self, tenant: str, before_id: str, count: int) -> list[Deployment]:
+        """The newest ``count`` deployments older than ``before_id`` (empty: than anything)."""
+        query = _newest(DEPLOYMENTS, tenant, EVERY, before_id, count)
+        with self._database.transaction() as connection:
+            return [deployment_of(row) for row in connection.execute(query)]
+
+    def update_deployment(
+        self, deployment: Deployment, expected_revision: int | None
+    ) -> Deployment:
+        """Replace what a user may set.
+
+        Raises:
+            Aborted: it is not at ``expected_revision`` any more.
+        """
+        changed = (
+            update(DEPLOYMENTS)
+            .where(DEPLOYMENTS.c.tenant == deployment.tenant, DEPLOYMENTS.c.id == deployment.id)
+            .values(**{**deployment_values(deployment), "revision": DEPLOYMENTS.c.revision + 1})
+        )
+        if expected_revision is not None:
+            changed = changed.where(DEPLOYMENTS.c.revision == expected_revision)
+        with self._database.transaction() as connection:
+            if connection.execute(changed).rowcount == 0:
+                raise Aborted(
+                    "the deployment was changed meanwhile; read it again",
+                    reason="ETAG_MISMATCH",
+                    field="deployment.etag",
+                )
+            query = select(DEPLOYMENTS).where(DEPLOYMENTS.c.id == deployment.id)
+            return deployment_of(connection.execute(query).one())
+
+    def ensure_deployment(self, tenant: str, model: str) -> Deployment | None:
+        """The model's deployment; the default one is made where there is none. None: the model
+        was deleted."""
+        try:
+            return self._find_or_add_deployment(tenant, model)
+        except IntegrityError:
+            return self._find_or_add_deployment(tenant, model)  # two asked at once
+
+    def _find_or_add_deployment(self, tenant: str, model: str) -> Deployment | None:
+        query = select(MODELS.c.is_deleted).where(MODELS.c.tenant == tenant, MODELS.c.id == model)
+        with self._database.transaction() as connection:
+            if connection.execute(query).scalar_one_or_none():
+                return None
+            return self._ensure_deployment(connection, tenant, model)
+
+    def _ensure_deployment(self, connection: Connection, tenant: str, model: str) -> Deployment:
+        found = _deployment_of_model(connection, tenant, model)
+        if found is None:
+            now = self._now()
+            found = Deployment(tenant, names.new_id("deployment"), model, now, now)
+            _insert_deployment(connection, found, RequestKey("", ""))
+        return found
+
+    def rollout(self, tenant: str, id: str) -> Rollout | None:
+        query = select(ROLLOUTS).where(ROLLOUTS.c.tenant == tenant, ROLLOUTS.c.id == id)
+        with self._database.transaction() as connection:
+            row = connection.execute(query).first()
+        return None if row is None else rollout_of(row)
+
+    def rollouts(self, tenant: str, model: str, before_id: str, count: int) -> list[Rollout]:
+        """The newest ``count`` rollouts older than ``before_id`` (empty: than anything)."""
+        query = _newest(ROLLOUTS, tenant, model or EVERY, before_id, count)
+        with self._database.transaction() as connection:
+            return [rollout_of(row) for row in connection.execute(query)]
+
+    def reverse_rollout(self, tenant: str, id: str, reason: str) -> Rollout | None:
+        """Reverse a rollout that has not ended; one that has is returned as it is."""
+        return self._change_rollout(
+            tenant, id, lambda c, rollout: self._reverse(c, rollout, reason)
+        )
+
+    def promote_rollout(self, tenant: str, id: str, reason: str) -> Rollout | None:
+        """Settle a canary now; any other rollout is returned as it is."""
+
+        def settle(connection: Connection, rollout: Rollout) -> None:
+            if rollout.state == RolloutState.CANARY:
+                settle_rollout(connection, rollout, reason, self._now(), self._record)
+
+        return self._change_rollout(tenant, id, settle)
+
+    def _change_rollout(
+        self, tenant: str, id: str, change: Callable[[Connection, Rollout], None]
+    ) -> Rollout | None:
+        query = select(ROLLOUTS).where(ROLLOUTS.c.tenant == tenant, ROLLOUTS.c.id == id)
+        with self._database.transaction() as connection:
+            row = connection.execute(query.with_for_update()).first()
+            if row is None:
+                return None
+            found = rollout_of(row)
+            if not found.state.has_ended:
+                change(connection, found)
+            return rollout_of(connection.execute(query).one())
+
+    def _reverse_unended(self, connection: Connection, tenant: str, model: str, why: str) -> None:
+        for rollout in _unended(connection, tenant, model):
+            self._reverse(connection, rollout, why)
+
+    def _reverse(self, connection: Connection, rollout: Rollout, reason: str) -> None:
+        reverse_rollout(connection, rollout, reason, self._now(), self._record)
+
+    def _say_registered(self, connection: Connection, version: Version) -> None:
+        fact = events_pb2.VersionRegistered(
+            version=version.name,
+            model=version.model,
+            number=version.number,
+            checkpoint=version.checkpoint_name,
+        )
+        fact.artifact.uri = version.artifact.uri
+        fact.artifact.digest = version.artifact.digest
+        fact.artifact.size_bytes = version.artifact.size_bytes
+        self._record(connection, version.tenant, fact, version.traceparent)
+
+    def _say_quarantined(self, connection: Connection, version: Version) -> None:
+        fact = events_pb2.VersionQuarantined(version=version.name, reason=version.state_reason)
+        self._record(connection, version.tenant, fact, version.traceparent)
+
+
+def _insert_deployment(connection: Connection, deployment: Deployment, request: RequestKey) -> None:
+    connection.execute(
+        DEPLOYMENTS.insert().values(
+            id=deployment.id,
+            tenant=deployment.tenant,
+            **deployment_values(deployment),
+            **idempotency.values(request.id, request.digest),
+        )
+    )
+
+
+def _deployment_of_model(connection: Connection, tenant: str, model: str) -> Deployment | None:
+    query = select(DEPLOYMENTS).where(DEPLOYMENTS.c.tenant == tenant, DEPLOYMENTS.c.model == model)
+    row = connection.execute(query).first()
+    return None if row is None else deployment_of(row)
+
+
+def _next_number(connection: Connection, version: Version) -> int:
+    highest = select(func.max(VERSIONS.c.number)).where(
+        *scope(VERSIONS, version.tenant, version.model)
+    )
+    return (connection.execute(highest).scalar_one() or 0) + 1
+
+
+def _unended(connection: Connection, tenant: str, model: str) -> Sequence[Rollout]:
+    ended = [state.value for state in RolloutState if state.has_ended]
+    query = select(ROLLOUTS).where(*scope(ROLLOUTS, tenant, model), ROLLOUTS.c.state.not_in(ended))
+    return [rollout_of(row) for row in connection.execute(query).all()]
+
+
+def _retire_all(connection: Connection, tenant: str, model: str, now: datetime) -> None:
+    serving = VERSIONS.c.state == VersionState.SERVING.value
+    values = {"state": VersionState.RETIRED.value, "retire_time": now}
+    statement = update(VERSIONS).where(*scope(VERSIONS, tenant, model), serving)
+    connection.execute(statement.values(**values))
+
+
+def _newest(table: Table, tenant: str, model: str, before_id: str, count: int) -> Select[Any]:
+    query = select(table).where(*scope(table, tenant, model))
+    query = query.order_by(table.c.id.desc()).limit(count)
+    return query.where(table.c.id < before_id) if before_id else query

@@ -1,0 +1,133 @@
+"""Triton, as the registry uses it: the only code that loads and unloads models.
+
+TritonUnavailable   the server does not answer; look again later
+LoadFailed          a model's versions could not all be loaded; the message is Triton's
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import grpc
+import numpy as np
+import tritonclient.grpc as client
+from tritonclient.utils import InferenceServerException
+
+_PROBE_SECONDS = 20.0
+_LOAD_SECONDS = 120.0
+_CALL_SECONDS = 5.0
+_CONTROL_HEADER = "triton-grpc-protocol-millrace-control"
+_PROBE_TOKENS = 2
+
+
+class TritonUnavailable(Exception):
+    """The server does not answer."""
+
+
+class LoadFailed(Exception):
+    """What Triton said about a load that failed."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One version as Triton's index has it; ``state`` READY, LOADING, UNLOADING, UNAVAILABLE."""
+
+    state: str
+    reason: str
+
+
+class Triton:
+    """One endpoint's model control and a question to a version."""
+
+    def __init__(self, address: str, control_key: str | None) -> None:
+        self._address = address
+        self._headers = {_CONTROL_HEADER: control_key} if control_key else {}
+        self._client = client.InferenceServerClient(address)
+
+    def index(self) -> Mapping[tuple[str, int], Loaded]:
+        """Every version that Triton knows, by (model, number).
+
+        Raises:
+            TritonUnavailable
+        """
+        try:
+            response = self._client.get_model_repository_index(
+                headers=self._headers, client_timeout=_CALL_SECONDS
+            )
+        except (InferenceServerException, grpc.RpcError) as error:
+            raise TritonUnavailable(f"{self._address}: {error}") from error
+        return {
+            (entry.name, int(entry.version)): Loaded(entry.state, entry.reason)
+            for entry in response.models
+            if entry.version
+        }
+
+    def load(self, model: str) -> None:
+        """Bring what runs to what the model's folder and configuration say; returns when ready.
+
+        Versions that have not changed go on as they are; those no longer listed are drained.
+
+        Raises:
+            LoadFailed: at least one version failed; the others are as they should be.
+            TritonUnavailable
+        """
+        try:
+            self._client.load_model(model, headers=self._headers, client_timeout=_LOAD_SECONDS)
+        except InferenceServerException as error:
+            if _is_unreachable(error):
+                raise TritonUnavailable(f"{self._address}: {error}") from error
+            raise LoadFailed(str(error.message())) from error
+
+    def unload(self, model: str) -> None:
+        """Take all versions of a model out, once their streams have ended.
+
+        Raises:
+            TritonUnavailable
+        """
+        try:
+            self._client.unload_model(model, headers=self._headers, client_timeout=_CALL_SECONDS)
+        except InferenceServerException as error:
+            raise TritonUnavailable(f"{self._address}: {error}") from error
+
+    def ask(self, model: str, version: int, prompt: str) -> str:
+        """Have a version generate two tokens, greedily; empty when it did, else why it did not.
+
+        Triton says READY of models that cannot answer, so ready means this.
+        """
+        sampling = json.dumps({"max_tokens": _PROBE_TOKENS, "temperature": 0})
+        inputs = [_text_input("prompt", prompt), _text_input("sampling", sampling)]
+        answers: list[tuple[client.InferResult | None, InferenceServerException | None]] = []
+        # A stream has its own connection state: a client of its own keeps probes apart.
+        with client.InferenceServerClient(self._address) as asking:
+            try:
+                asking.start_stream(
+                    lambda result, error: answers.append((result, error)),
+                    stream_timeout=_PROBE_SECONDS,
+                )
+                asking.async_stream_infer(model, inputs, model_version=str(version))
+                asking.stop_stream()  # waits for the stream's end
+            except (InferenceServerException, grpc.RpcError) as error:
+                return str(error)
+        return _verdict(answers)
+
+
+def _verdict(
+    answers: list[tuple[client.InferResult | None, InferenceServerException | None]],
+) -> str:
+    tokens = 0
+    for result, error in answers:
+        if error is not None:
+            return str(error)
+        if result is not None and (counts := result.as_numpy("token_count")) is not None:
+            tokens += int(counts.sum())
+    return "" if tokens else "it answered without a single token"
+
+
+def _text_input(name: str, text: str) -> client.InferInput:
+    tensor = client.InferInput(name, [1], "BYTES")
+    tensor.set_data_from_numpy(np.array([text.encode()], dtype=np.object_))
+    return tensor
+
+
+def _is_unreachable(error: InferenceServerException) -> bool:
+    return error.status() in ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED")

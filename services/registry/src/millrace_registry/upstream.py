@@ -1,0 +1,60 @@
+"""The service that the registry asks: the compressor, for artifacts that no fact told of."""
+
+from millrace.compressor.v1 import service_pb2 as compressor_pb2
+from millrace.compressor.v1 import service_pb2_grpc as compressor_grpc
+from millrace.lifecycle.v1 import lifecycle_pb2
+from millrace_registry import convert
+from millrace_registry.app import RegistryApp
+from millrace_registry.events import base_model_of
+from millrace_registry.store import Catalogue
+from millrace_runtime import names
+from millrace_runtime.channel import call
+
+_PAGE_SIZE = 200
+
+
+class ArtifactReconciler:
+    """Registers what passed its gate and has no version: a fact may be late, or lost."""
+
+    def __init__(
+        self,
+        compressor: compressor_grpc.CompressorServiceStub,
+        catalogue: Catalogue,
+        app: RegistryApp,
+    ) -> None:
+        self._compressor = compressor
+        self._catalogue = catalogue
+        self._app = app
+
+    def __call__(self) -> None:
+        """Look at compressions, newest first, until a page holds nothing new."""
+        token = ""
+        while True:
+            request = compressor_pb2.ListCompressionsRequest(
+                parent="tenants/-", page_size=_PAGE_SIZE, page_token=token
+            )
+            page = call(self._compressor.ListCompressions, request)
+            new = [found for found in page.compressions if self._is_missing(found)]
+            for found in reversed(new):
+                self._register(found)
+            token = page.next_page_token
+            if not token or not new:
+                return
+
+    def _is_missing(self, found: compressor_pb2.Compression) -> bool:
+        if found.state != lifecycle_pb2.WORK_STATE_SUCCEEDED or not found.verdict.passed:
+            return False
+        tenant = names.tenant_of(found.name)
+        return self._catalogue.version_of_compression(tenant, found.name) is None
+
+    def _register(self, found: compressor_pb2.Compression) -> None:
+        self._app.artifact_finished(
+            names.tenant_of(found.name),
+            compression=found.name,
+            target=convert.target_name(found.target),
+            artifact=convert.content_from_proto(found.artifact),
+            checkpoint=convert.document_of(found.checkpoint),
+            measurements=convert.document_of(found.measurements),
+            base_model=base_model_of(found.checkpoint.model),
+            traceparent="",
+        )
