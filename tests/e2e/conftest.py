@@ -1,7 +1,10 @@
 """One mesh for all end-to-end tests, and the things that most of them start from."""
 
+import os
 import random
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +15,16 @@ from millrace_client.home import Home
 from millrace_mesh import control
 from millrace_mesh.layout import Layout
 from tests.e2e.lifecycle import RECIPE, Mesh
+
+MILLRACE = Path(sys.executable).parent / "millrace"
+
+
+def _environment(layout: Layout) -> dict[str, str]:
+    return {
+        **os.environ,
+        "MILLRACE_HOME": str(layout.home.path),
+        "MILLRACE_BASE_PORT": str(layout.base_port),
+    }
 
 
 def _free_layout(home: Path) -> Layout:
@@ -30,12 +43,14 @@ def _is_taken(port: int) -> bool:
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     """A running mesh; afterwards it is stopped, and nothing of it may be left running."""
     layout = _free_layout(tmp_path_factory.mktemp("mesh"))
-    control.start_detached(layout)
+    subprocess.run([MILLRACE, "up", "--detach"], env=_environment(layout), check=True, timeout=120)
     running = control.find(layout.home)
     assert running is not None
     family = [running.pid, *(child.pid for child in psutil.Process(running.pid).children(True))]
-    yield Mesh(layout, layout.home.operator_key_file.read_text().strip())
-    control.stop(layout.home)
+    opened = Mesh(layout, layout.home.operator_key_file.read_text().strip())
+    yield opened
+    opened.close()
+    subprocess.run([MILLRACE, "down"], env=_environment(layout), check=True, timeout=120)
     assert [pid for pid in family if psutil.pid_exists(pid)] == []
 
 

@@ -54,6 +54,10 @@ class Mesh:
             default_headers=traceparent,
         )
 
+    def close(self) -> None:
+        self.rest.close()
+        self.openai.close()
+
     def get(self, path: str) -> Any:
         response = self.rest.get(path)
         assert response.status_code == 200, response.text

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import openai
 import pytest
+from openai.types.fine_tuning import FineTuningJob
 
 from tests.e2e.lifecycle import Mesh
 
@@ -29,7 +30,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tuned(mesh: Mesh, model: str, examples: Path) -> openai.types.fine_tuning.FineTuningJob:
+def tuned(mesh: Mesh, model: str, examples: Path) -> FineTuningJob:
     """A fine-tuning job that ran to its end, asked for as OpenAI's guide does."""
     client = mesh.openai
     with examples.open("rb") as stream:
@@ -44,7 +45,7 @@ def tuned(mesh: Mesh, model: str, examples: Path) -> openai.types.fine_tuning.Fi
     )
     assert job.status in ("validating_files", "queued", "running")
 
-    def ended() -> openai.types.fine_tuning.FineTuningJob | None:
+    def ended() -> FineTuningJob | None:
         found = client.fine_tuning.jobs.retrieve(job.id)
         return found if found.status in ("succeeded", "failed", "cancelled") else None
 
@@ -107,7 +108,7 @@ def test_an_unknown_model_is_said_so(mesh: Mesh) -> None:
     assert caught.value.code == "model_not_found"
 
 
-def test_a_tuned_model_streams(mesh: Mesh, tuned: openai.types.fine_tuning.FineTuningJob) -> None:
+def test_a_tuned_model_streams(mesh: Mesh, tuned: FineTuningJob) -> None:
     assert tuned.fine_tuned_model
     assert tuned.fine_tuned_model.startswith("ft:plain:")
     stream = mesh.openai.chat.completions.create(
@@ -124,7 +125,7 @@ def test_a_tuned_model_streams(mesh: Mesh, tuned: openai.types.fine_tuning.FineT
     assert 0 < chunks[-1].usage.completion_tokens <= 12
 
 
-def test_a_job_tells_its_story(mesh: Mesh, tuned: openai.types.fine_tuning.FineTuningJob) -> None:
+def test_a_job_tells_its_story(mesh: Mesh, tuned: FineTuningJob) -> None:
     jobs = mesh.openai.fine_tuning.jobs
     messages = [event.message for event in jobs.list_events(tuned.id, limit=100)]
     assert messages[-1].startswith("Created fine-tuning job")
@@ -140,9 +141,7 @@ def test_a_job_tells_its_story(mesh: Mesh, tuned: openai.types.fine_tuning.FineT
     assert tuned.id in [job.id for job in jobs.list()]
 
 
-def test_everything_a_model_came_from_is_known(
-    mesh: Mesh, tuned: openai.types.fine_tuning.FineTuningJob
-) -> None:
+def test_everything_a_model_came_from_is_known(mesh: Mesh, tuned: FineTuningJob) -> None:
     version = mesh.get(f"/versions?model={tuned.fine_tuned_model}")["data"][0]
     lineage = mesh.get(f"/lineage/{version['id']}")
     kinds = {node["kind"] for node in lineage["nodes"]}

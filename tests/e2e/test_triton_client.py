@@ -1,5 +1,7 @@
 """What an unmodified `tritonclient` sees on the Triton of a mesh."""
 
+from collections.abc import Iterator
+
 import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
@@ -8,8 +10,9 @@ from tests.e2e.lifecycle import Mesh
 
 
 @pytest.fixture
-def client(mesh: Mesh) -> triton.InferenceServerClient:
-    return triton.InferenceServerClient(mesh.layout.address("triton.grpc"))
+def client(mesh: Mesh) -> Iterator[triton.InferenceServerClient]:
+    with triton.InferenceServerClient(mesh.layout.address("triton.grpc")) as client:
+        yield client
 
 
 def test_it_sees_the_served_version_and_the_canarys_split(

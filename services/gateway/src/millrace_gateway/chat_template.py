@@ -1,0 +1,109 @@
+"""Chats to prompt text, byte for byte as ``transformers``' ``apply_chat_template`` does it.
+
+What a model was trained on and what it is asked must be the same text, so this follows
+transformers 5.0 (``utils/chat_template_utils.py``, ``_compile_jinja_template``) to the letter:
+an immutable sandbox, trimmed blocks, loop controls, its ``tojson``, ``raise_exception`` and
+``strftime_now``, and its ``generation`` tag. Importing transformers itself would take seconds
+and hundreds of megabytes.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from millrace_runtime.errors import FailedPrecondition, InvalidArgument
+
+_REMEMBERED_TEMPLATES = 128
+
+
+class _GenerationTag(jinja2.ext.Extension):
+    """``{% generation %}…{% endgeneration %}``: marks the assistant's words, and prints them."""
+
+    tags = {"generation"}  # noqa: RUF012  # declared so by Jinja
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        call = self.call_method("_print", [])
+        return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
+
+    def _print(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
+def render(
+    template: str, messages: Sequence[Mapping[str, Any]], *, bos_token: str, eos_token: str
+) -> str:
+    """The prompt that asks for the assistant's next message.
+
+    Raises:
+        FailedPrecondition: the model has no chat template, or a broken one.
+        InvalidArgument: the template refuses these messages; the message says why.
+    """
+    if not template:
+        raise FailedPrecondition(
+            "the model has no chat template; use /v1/completions",
+            reason="NO_CHAT_TEMPLATE",
+            field="model",
+        )
+    tokens = {"bos_token": bos_token, "eos_token": eos_token}
+    try:
+        return _compile(template).render(
+            messages=messages,
+            tools=None,
+            documents=None,
+            add_generation_prompt=True,
+            **{name: token for name, token in tokens.items() if token},
+        )
+    except jinja2.TemplateSyntaxError as error:
+        raise FailedPrecondition(
+            f"the model's chat template is broken: {error}", reason="BROKEN_CHAT_TEMPLATE"
+        ) from error
+    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        raise InvalidArgument(
+            f"the model's chat template refuses these messages: {error}", field="messages"
+        ) from error
+
+
+@lru_cache(maxsize=_REMEMBERED_TEMPLATES)
+def _compile(template: str) -> jinja2.Template:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment.from_string(template)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Unlike Jinja's own filter it does not escape HTML."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.now().strftime(format)

@@ -1,0 +1,90 @@
+"""Protos <-> the gateway's own domain: keys and routes. REST shapes are in ``rest``."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from millrace.gateway.v1 import events_pb2, service_pb2
+from millrace.registry.v1 import service_pb2 as registry_pb2
+from millrace_gateway.answers import AnswerCounts
+from millrace_gateway.domain import Key, Role
+from millrace_gateway.route import Route, Target
+
+_ROLES = {
+    service_pb2.KEY_ROLE_MEMBER: Role.MEMBER,
+    service_pb2.KEY_ROLE_OPERATOR: Role.OPERATOR,
+}
+_ROLE_VALUES = {role: value for value, role in _ROLES.items()}
+
+
+def timestamp(moment: datetime | None) -> Timestamp | None:
+    if moment is None:
+        return None
+    result = Timestamp()
+    result.FromDatetime(moment.astimezone(UTC))
+    return result
+
+
+def role(value: service_pb2.KeyRole.ValueType) -> Role:
+    return _ROLES[value]
+
+
+def key_name(key: Key) -> str:
+    return f"tenants/{key.tenant}/keys/{key.id}"
+
+
+def key_message(key: Key) -> service_pb2.Key:
+    return service_pb2.Key(
+        name=key_name(key),
+        display_name=key.display_name,
+        role=_ROLE_VALUES[key.role],
+        create_time=timestamp(key.create_time),
+        revoke_time=timestamp(key.revoke_time),
+    )
+
+
+def key_created(key: Key) -> events_pb2.KeyCreated:
+    return events_pb2.KeyCreated(key=key_name(key))
+
+
+def key_revoked(key: Key) -> events_pb2.KeyRevoked:
+    return events_pb2.KeyRevoked(key=key_name(key))
+
+
+def routes(response: registry_pb2.WatchRoutesResponse) -> Sequence[Route]:
+    """The whole table, as it stands now."""
+    return [_route(route) for route in response.routes]
+
+
+def answers(counts: AnswerCounts) -> registry_pb2.ReportAnswersRequest:
+    return registry_pb2.ReportAnswersRequest(
+        gateway=counts.life,
+        answers=[registry_pb2.VersionAnswers(**asdict(version)) for version in counts.all()],
+    )
+
+
+def _route(route: registry_pb2.Route) -> Route:
+    return Route(
+        tenant=route.tenant,
+        model=route.model,
+        triton_model=route.triton_model,
+        targets=tuple(_target(target) for target in route.targets),
+        created_seconds=route.create_time.seconds,
+        aliases=dict(route.aliases),
+    )
+
+
+def _target(target: registry_pb2.RouteTarget) -> Target:
+    return Target(
+        version=target.version,
+        share=target.share,
+        endpoints=tuple(target.endpoints),
+        artifact_digest=target.artifact_digest,
+        context_length=target.context_length,
+        chat_template=target.chat_template,
+        bos_token=target.bos_token,
+        eos_token=target.eos_token,
+        traceparent=target.traceparent,
+    )

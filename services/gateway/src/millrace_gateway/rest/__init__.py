@@ -1,0 +1,1 @@
+"""The REST API, one noun a file: its shapes, and how they become the services' messages."""

@@ -1,0 +1,230 @@
+"""``/v1/compressions``: checkpoints made fit for the hardware that serves them."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from fastapi import Query
+from pydantic import BaseModel, Field
+
+from millrace.compressor.v1 import service_pb2 as pb
+from millrace.data.v1 import service_pb2 as data_pb2
+from millrace.trainer.v1 import service_pb2 as trainer_pb2
+from millrace.tuner.v1 import service_pb2 as tuner_pb2
+from millrace_gateway import upstream
+from millrace_gateway.rest.caller import Caller, CallerOf
+from millrace_gateway.rest.listing import (
+    After,
+    Limit,
+    ListObject,
+    page_of,
+    page_size,
+    token_after,
+)
+from millrace_gateway.rest.routing import router
+from millrace_gateway.rest.shapes import (
+    STATUS_OF_STATE,
+    Content,
+    Failure,
+    Number,
+    Progress,
+    RequestBody,
+    content,
+    enum_value,
+    enum_word,
+    failure,
+    given,
+    identifier,
+    progress,
+    seconds,
+    seconds_or_none,
+)
+from millrace_runtime.errors import InvalidArgument
+
+ROUTER = router("compressions", "/v1/compressions")
+
+TargetWord = Literal["openvino_int8", "openvino_fp32"]
+_CHECKPOINT = re.compile(r"(runs|jobs)/[A-Za-z0-9_-]{1,80}/checkpoints/[A-Za-z0-9_-]{1,80}")
+
+
+class Gate(RequestBody):
+    """When an artifact is good enough. Absent fields do not judge."""
+
+    max_perplexity_increase: Annotated[Number, Field(ge=0)] | None = None
+    min_top1_agreement: Annotated[Number, Field(ge=0, le=1)] | None = None
+    max_size_ratio: Annotated[Number, Field(gt=0)] | None = None
+    max_latency_seconds: Annotated[Number, Field(gt=0)] | None = None
+
+
+class CreateCompression(RequestBody):
+    """``checkpoint``: ``runs/run-…/checkpoints/ckpt-…`` or ``jobs/ftjob-…/checkpoints/ckpt-…``."""
+
+    checkpoint: str
+    target: TargetWord
+    gate: Gate | None = None
+
+
+class MeasurementsObject(BaseModel):
+    """Measured on the same held-out windows; null where not measured."""
+
+    original_perplexity: float | None = None
+    artifact_perplexity: float | None = None
+    kl_divergence: float | None = None
+    top1_agreement: float | None = None
+    original_size_bytes: int | None = None
+    artifact_size_bytes: int | None = None
+    load_seconds: float | None = None
+    first_token_seconds: float | None = None
+    token_seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    evaluated_tokens: int | None = None
+
+
+class Verdict(BaseModel):
+    passed: bool
+    reasons: list[str]
+
+
+class Compression(BaseModel):
+    """One checkpoint for one target. A verdict that did not pass is a rejection."""
+
+    id: str
+    object: Literal["compression"] = "compression"
+    created_at: int
+    started_at: int | None
+    finished_at: int | None
+    model: str
+    checkpoint: str
+    checkpoint_step: int
+    checkpoint_final: bool
+    target: str
+    deployment: str | None
+    gate: Gate
+    status: str
+    progress: Progress | None
+    error: Failure | None
+    verdict: Verdict | None
+    measurements: MeasurementsObject
+    artifact: Content | None
+
+
+@ROUTER.post("", response_model=Compression)
+async def create_compression(body: CreateCompression, caller: CallerOf) -> Compression:
+    """Compress a checkpoint by hand. Deployments ask for theirs by themselves."""
+    if not _CHECKPOINT.fullmatch(body.checkpoint):
+        raise InvalidArgument(
+            "'checkpoint' must look like runs/run-…/checkpoints/ckpt-… or jobs/…",
+            field="checkpoint",
+        )
+    reference = await checkpoint_reference(caller.upstream, f"{caller.parent}/{body.checkpoint}")
+    request = pb.CreateCompressionRequest(
+        parent=caller.parent,
+        checkpoint=reference,
+        target=enum_value(pb.Target, body.target, "TARGET_"),  # type: ignore[arg-type]
+        gate=pb.GatePolicy(**given(body.gate)) if body.gate else None,
+        request_id=caller.request_id,
+    )
+    response = await upstream.call(caller.upstream.compressor.CreateCompression, request)
+    return _compression(caller, response.compression)
+
+
+@ROUTER.get("", response_model=ListObject[Compression])
+async def list_compressions(
+    caller: CallerOf,
+    model: Annotated[str, Query(description="Only this model's.")] = "",
+    after: After = None,
+    limit: Limit = 20,
+) -> dict[str, Any]:
+    request = pb.ListCompressionsRequest(
+        parent=caller.parent,
+        page_size=page_size(limit),
+        page_token=token_after(after),
+        model=model,
+    )
+    response = await upstream.call(caller.upstream.compressor.ListCompressions, request)
+    items = [_compression(caller, compression) for compression in response.compressions]
+    return page_of(items, bool(response.next_page_token))
+
+
+@ROUTER.get("/{compression_id}", response_model=Compression)
+async def get_compression(compression_id: str, caller: CallerOf) -> Compression:
+    name = caller.name("compressions", compression_id, "compression")
+    request = pb.GetCompressionRequest(name=name)
+    response = await upstream.call(caller.upstream.compressor.GetCompression, request)
+    return _compression(caller, response.compression)
+
+
+@ROUTER.post("/{compression_id}/cancel", response_model=Compression)
+async def cancel_compression(compression_id: str, caller: CallerOf) -> Compression:
+    name = caller.name("compressions", compression_id, "compression")
+    request = pb.CancelCompressionRequest(name=name)
+    response = await upstream.call(caller.upstream.compressor.CancelCompression, request)
+    return _compression(caller, response.compression)
+
+
+async def checkpoint_reference(services: upstream.Upstream, name: str) -> pb.CheckpointReference:
+    """A checkpoint as its owner describes it: clients name it, and never where it lies.
+
+    Raises:
+        MillraceError: there is none of that name.
+    """
+    if "/runs/" in name:
+        return await _trained(services, name)
+    request = tuner_pb2.GetCheckpointRequest(name=name)
+    tuned = (await upstream.call(services.tuner.GetCheckpoint, request)).checkpoint
+    # A tuned checkpoint carries its own held-out examples.
+    return pb.CheckpointReference(
+        name=tuned.name,
+        model=tuned.model,
+        step=tuned.step,
+        final=tuned.final,
+        content=tuned.content,
+        evaluation=tuned.content,
+    )
+
+
+async def _trained(services: upstream.Upstream, name: str) -> pb.CheckpointReference:
+    request = trainer_pb2.GetCheckpointRequest(name=name)
+    trained = (await upstream.call(services.trainer.GetCheckpoint, request)).checkpoint
+    dataset = await upstream.call(
+        services.data.GetDataset, data_pb2.GetDatasetRequest(name=trained.dataset)
+    )
+    return pb.CheckpointReference(
+        name=trained.name,
+        model=trained.model,
+        step=trained.step,
+        final=trained.final,
+        content=trained.content,
+        evaluation=dataset.dataset.content,
+    )
+
+
+def measurements(message: pb.Measurements) -> MeasurementsObject:
+    """Those that were measured."""
+    return MeasurementsObject(**{field.name: value for field, value in message.ListFields()})
+
+
+def gate(message: pb.GatePolicy) -> Gate:
+    return Gate(**{field.name: value for field, value in message.ListFields()})
+
+
+def _compression(caller: Caller, message: pb.Compression) -> Compression:
+    verdict = Verdict(passed=message.verdict.passed, reasons=list(message.verdict.reasons))
+    return Compression(
+        id=identifier(message.name) or "",
+        created_at=seconds(message.create_time),
+        started_at=seconds_or_none(message, "start_time"),
+        finished_at=seconds_or_none(message, "finish_time"),
+        model=message.checkpoint.model,
+        checkpoint=caller.relative(message.checkpoint.name),
+        checkpoint_step=message.checkpoint.step,
+        checkpoint_final=message.checkpoint.final,
+        target=enum_word(pb.Target, message.target, "TARGET_"),
+        deployment=identifier(message.deployment),
+        gate=gate(message.gate),
+        status=STATUS_OF_STATE[message.state],
+        progress=progress(message.progress),
+        error=failure(message.failure),
+        verdict=verdict if message.HasField("verdict") else None,
+        measurements=measurements(message.measurements),
+        artifact=content(message.artifact),
+    )

@@ -1,0 +1,207 @@
+"""``/v1/models``: what can be asked; and ``/v1/versions``: what it is made of.
+
+Reference: https://platform.openai.com/docs/api-reference/models
+"""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import Query
+from pydantic import BaseModel, Field
+
+from millrace.compressor.v1.service_pb2 import Target
+from millrace.registry.v1 import service_pb2 as pb
+from millrace_gateway import route, upstream
+from millrace_gateway.rest.caller import Caller, CallerOf
+from millrace_gateway.rest.compressions import MeasurementsObject, measurements
+from millrace_gateway.rest.listing import (
+    After,
+    Limit,
+    ListObject,
+    page_of,
+    page_size,
+    token_after,
+)
+from millrace_gateway.rest.routing import router
+from millrace_gateway.rest.shapes import (
+    Content,
+    Int64,
+    RequestBody,
+    content,
+    enum_word,
+    identifier,
+    seconds,
+)
+
+ROUTER = router("models")
+
+
+class ServedVersion(BaseModel):
+    """A loaded version. ``share`` is its part of the requests to the model."""
+
+    version: int
+    share: float
+    artifact: str
+    context_length: int
+
+
+class Model(BaseModel):
+    """A model that is served. ``versions`` and ``aliases`` are beyond the OpenAI API."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    versions: list[ServedVersion]
+    aliases: dict[str, int]
+
+
+class ModelDeleted(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    deleted: bool = True
+
+
+class SetAlias(RequestBody):
+    """``version`` 0 removes the alias."""
+
+    alias: str
+    version: Annotated[Int64, Field(ge=0)]
+
+
+class Aliases(BaseModel):
+    id: str
+    object: Literal["model.aliases"] = "model.aliases"
+    aliases: dict[str, int]
+
+
+class Version(BaseModel):
+    """One servable artifact of a model. Its id is what chat accepts as ``model``."""
+
+    id: str
+    object: Literal["version"] = "version"
+    created_at: int
+    model: str
+    version: int
+    status: str
+    status_reason: str | None
+    target: str
+    artifact: Content | None
+    checkpoint: str
+    checkpoint_step: int
+    checkpoint_final: bool
+    compression: str | None
+    measurements: MeasurementsObject
+
+
+class Quarantine(RequestBody):
+    reason: Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+@ROUTER.get("/v1/models", response_model=ListObject[Model])
+async def list_models(caller: CallerOf) -> dict[str, Any]:
+    """The models that can be asked now, tuned ones too."""
+    routes = caller.gateway.generator.routes.of_tenant(caller.tenant)
+    return page_of([_model(found) for found in routes], has_more=False)
+
+
+@ROUTER.get("/v1/models/{model}", response_model=Model)
+async def get_model(model: str, caller: CallerOf) -> Model:
+    found, pinned = caller.gateway.generator.routes.find(caller.tenant, model)
+    if pinned:
+        route.candidates(found, pinned)
+    return _model(found)
+
+
+@ROUTER.delete("/v1/models/{model}", response_model=ModelDeleted)
+async def delete_model(model: str, caller: CallerOf) -> ModelDeleted:
+    """Stop serving a model and forget it; the history of its versions stays."""
+    request = pb.DeleteModelRequest(name=caller.model_name(model))
+    await upstream.call(caller.upstream.registry.DeleteModel, request)
+    return ModelDeleted(id=model)
+
+
+@ROUTER.post("/v1/models/{model}/aliases", response_model=Aliases)
+async def set_alias(model: str, body: SetAlias, caller: CallerOf) -> Aliases:
+    """Let ``model@alias`` mean a version."""
+    request = pb.SetAliasRequest(
+        name=caller.model_name(model), alias=body.alias, version=body.version
+    )
+    response = await upstream.call(caller.upstream.registry.SetAlias, request)
+    return Aliases(id=model, aliases=dict(response.model.aliases))
+
+
+@ROUTER.get("/v1/versions", response_model=ListObject[Version], tags=["versions"])
+async def list_versions(
+    caller: CallerOf,
+    model: Annotated[str | None, Query(description="Only this model's.")] = None,
+    after: After = None,
+    limit: Limit = 20,
+) -> dict[str, Any]:
+    """Versions, newest first, whether they serve or not."""
+    request = pb.ListVersionsRequest(
+        parent=caller.model_name(model or "-"),
+        page_size=page_size(limit),
+        page_token=token_after(after),
+    )
+    response = await upstream.call(caller.upstream.registry.ListVersions, request)
+    items = [_version(caller, version) for version in response.versions]
+    return page_of(items, bool(response.next_page_token))
+
+
+@ROUTER.get("/v1/versions/{reference}", response_model=Version, tags=["versions"])
+async def get_version(reference: str, caller: CallerOf) -> Version:
+    """The version that ``model``, ``model@7`` or ``model@alias`` means."""
+    return _version(caller, await resolve(caller, reference))
+
+
+@ROUTER.post("/v1/versions/{reference}/quarantine", response_model=Version, tags=["versions"])
+async def quarantine_version(reference: str, body: Quarantine, caller: CallerOf) -> Version:
+    """Take a version out of service, for good."""
+    found = await resolve(caller, reference)
+    request = pb.QuarantineVersionRequest(name=found.name, reason=body.reason)
+    response = await upstream.call(caller.upstream.registry.QuarantineVersion, request)
+    return _version(caller, response.version)
+
+
+async def resolve(caller: Caller, reference: str) -> pb.Version:
+    """What a reference means now; the registry knows also versions that do not serve."""
+    request = pb.ResolveVersionRequest(parent=caller.parent, reference=reference)
+    response = await upstream.call(caller.upstream.registry.ResolveVersion, request)
+    return response.version
+
+
+def _model(found: route.Route) -> Model:
+    return Model(
+        id=found.model,
+        created=found.created_seconds,
+        owned_by=found.tenant,
+        versions=[
+            ServedVersion(
+                version=target.version,
+                share=target.share,
+                artifact=target.artifact_digest,
+                context_length=target.context_length,
+            )
+            for target in found.targets
+        ],
+        aliases=dict(found.aliases),
+    )
+
+
+def _version(caller: Caller, version: pb.Version) -> Version:
+    model = version.name.split("/")[3]
+    return Version(
+        id=f"{model}@{version.number}",
+        created_at=seconds(version.create_time),
+        model=model,
+        version=version.number,
+        status=enum_word(pb.VersionState, version.state, "VERSION_STATE_"),
+        status_reason=version.state_reason or None,
+        target=enum_word(Target, version.target, "TARGET_"),
+        artifact=content(version.artifact),
+        checkpoint=caller.relative(version.checkpoint.name),
+        checkpoint_step=version.checkpoint.step,
+        checkpoint_final=version.checkpoint.final,
+        compression=identifier(version.compression),
+        measurements=measurements(version.measurements),
+    )

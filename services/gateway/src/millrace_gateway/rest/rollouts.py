@@ -1,0 +1,186 @@
+"""``/v1/rollouts``: the road from one version to the next; ``/v1/lineage``: where it came from."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from fastapi import Query
+from pydantic import BaseModel, Field
+
+from millrace.registry.v1 import service_pb2 as pb
+from millrace_gateway import upstream
+from millrace_gateway.rest.caller import Caller, CallerOf, no_such
+from millrace_gateway.rest.listing import (
+    After,
+    Limit,
+    ListObject,
+    page_of,
+    page_size,
+    token_after,
+)
+from millrace_gateway.rest.models import resolve
+from millrace_gateway.rest.routing import router
+from millrace_gateway.rest.shapes import (
+    RequestBody,
+    enum_word,
+    identifier,
+    seconds,
+    seconds_or_none,
+)
+
+ROUTER = router("rollouts")
+
+# Bare ids that say by their prefix what they are.
+_COLLECTION_OF_PREFIX = {
+    "file": "files",
+    "dataset": "datasets",
+    "run": "runs",
+    "ftjob": "jobs",
+    "compression": "compressions",
+    "deployment": "deployments",
+}
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_RELATIVE_NAME = re.compile(r"[a-z]+/[A-Za-z0-9._:-]{1,256}(/[a-z]+/[A-Za-z0-9_-]{1,80})?")
+
+
+class Rollout(BaseModel):
+    """``reason`` says why it stands as it does, with the figures."""
+
+    id: str
+    object: Literal["rollout"] = "rollout"
+    created_at: int
+    updated_at: int
+    finished_at: int | None
+    deployment: str
+    model: str
+    from_version: int | None
+    to_version: int
+    status: str
+    step: int
+    traffic_share: float
+    reason: str
+    requests: int
+    failures: int
+
+
+class Reverse(RequestBody):
+    reason: Annotated[str, Field(max_length=1024)] = ""
+
+
+class LineageNode(BaseModel):
+    """``id`` is the resource's name in the tenant: ``runs/run-…/checkpoints/ckpt-…``."""
+
+    id: str
+    kind: str
+    digest: str | None
+
+
+class LineageEdge(BaseModel):
+    cause: str
+    effect: str
+
+
+class Lineage(BaseModel):
+    """What something came from, and led to."""
+
+    id: str
+    object: Literal["lineage"] = "lineage"
+    nodes: list[LineageNode]
+    edges: list[LineageEdge]
+
+
+@ROUTER.get("/v1/rollouts", response_model=ListObject[Rollout])
+async def list_rollouts(
+    caller: CallerOf,
+    model: Annotated[str, Query(description="Only this model's.")] = "",
+    after: After = None,
+    limit: Limit = 20,
+) -> dict[str, Any]:
+    request = pb.ListRolloutsRequest(
+        parent=caller.parent,
+        page_size=page_size(limit),
+        page_token=token_after(after),
+        model=model,
+    )
+    response = await upstream.call(caller.upstream.registry.ListRollouts, request)
+    items = [_rollout(rollout) for rollout in response.rollouts]
+    return page_of(items, bool(response.next_page_token))
+
+
+@ROUTER.get("/v1/rollouts/{rollout_id}", response_model=Rollout)
+async def get_rollout(rollout_id: str, caller: CallerOf) -> Rollout:
+    request = pb.GetRolloutRequest(name=caller.name("rollouts", rollout_id, "rollout"))
+    response = await upstream.call(caller.upstream.registry.GetRollout, request)
+    return _rollout(response.rollout)
+
+
+@ROUTER.post("/v1/rollouts/{rollout_id}/promote", response_model=Rollout)
+async def promote_rollout(rollout_id: str, caller: CallerOf) -> Rollout:
+    """Settle a rollout now, whatever its canary has still to show."""
+    request = pb.PromoteRolloutRequest(name=caller.name("rollouts", rollout_id, "rollout"))
+    response = await upstream.call(caller.upstream.registry.PromoteRollout, request)
+    return _rollout(response.rollout)
+
+
+@ROUTER.post("/v1/rollouts/{rollout_id}/reverse", response_model=Rollout)
+async def reverse_rollout(
+    rollout_id: str, caller: CallerOf, body: Reverse | None = None
+) -> Rollout:
+    """Go back to the version before."""
+    request = pb.ReverseRolloutRequest(
+        name=caller.name("rollouts", rollout_id, "rollout"), reason=body.reason if body else ""
+    )
+    response = await upstream.call(caller.upstream.registry.ReverseRollout, request)
+    return _rollout(response.rollout)
+
+
+@ROUTER.get("/v1/lineage/{reference:path}", response_model=Lineage, tags=["lineage"])
+async def get_lineage(reference: str, caller: CallerOf) -> Lineage:
+    """The lineage of an id (``run-…``, ``file-…``), a version (``demo@7``), a digest, or a
+    name such as ``runs/run-…/checkpoints/ckpt-…``."""
+    request = pb.GetLineageRequest(
+        name=await _lineage_name(caller, reference), parent=caller.parent
+    )
+    response = await upstream.call(caller.upstream.registry.GetLineage, request)
+    return Lineage(
+        id=reference,
+        nodes=[
+            LineageNode(id=caller.relative(node.name), kind=node.kind, digest=node.digest or None)
+            for node in response.nodes
+        ],
+        edges=[
+            LineageEdge(cause=caller.relative(edge.cause), effect=caller.relative(edge.effect))
+            for edge in response.edges
+        ],
+    )
+
+
+async def _lineage_name(caller: Caller, reference: str) -> str:
+    if _DIGEST.fullmatch(reference):
+        return reference
+    if _RELATIVE_NAME.fullmatch(reference) and not reference.startswith("tenants/"):
+        return f"{caller.parent}/{reference}"
+    collection = _COLLECTION_OF_PREFIX.get(reference.partition("-")[0])
+    if collection and "@" not in reference:
+        return caller.name(collection, reference, "resource")
+    if "/" in reference:
+        raise no_such("resource", reference)
+    return (await resolve(caller, reference)).name
+
+
+def _rollout(message: pb.Rollout) -> Rollout:
+    return Rollout(
+        id=identifier(message.name) or "",
+        created_at=seconds(message.create_time),
+        updated_at=seconds(message.update_time),
+        finished_at=seconds_or_none(message, "finish_time"),
+        deployment=identifier(message.deployment) or "",
+        model=message.model,
+        from_version=message.from_version or None,
+        to_version=message.to_version,
+        status=enum_word(pb.RolloutState, message.state, "ROLLOUT_STATE_"),
+        step=message.step,
+        traffic_share=message.traffic_share,
+        reason=message.reason,
+        requests=message.requests,
+        failures=message.failures,
+    )

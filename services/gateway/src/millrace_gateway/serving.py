@@ -1,0 +1,193 @@
+"""Runs the gateway: REST and gRPC servers, relay, and the watch on the registry's routes.
+
+``hosting.py`` of the runtime does this for the services with synchronous cores; the gateway is
+asynchronous throughout. It stops as they do: it says it is not ready, ends event streams, lets
+calls in flight end within the drain time, and stops.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import grpc.aio
+import uvicorn
+from grpc_health.v1 import _async as health_aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from opentelemetry.instrumentation.grpc import aio_server_interceptor
+from prometheus_client import Gauge
+
+from millrace.registry.v1 import service_pb2 as registry_pb2
+from millrace_gateway import convert, grpc_proxy, upstream
+from millrace_gateway.answers import AnswerCounts
+from millrace_gateway.app import KeyRing, Keys
+from millrace_gateway.generation import Generator
+from millrace_gateway.history import History
+from millrace_gateway.http import create_app
+from millrace_gateway.rest.caller import Gateway
+from millrace_gateway.route import RouteTable
+from millrace_gateway.settings import GatewaySettings
+from millrace_gateway.triton import TritonEngine
+from millrace_runtime import bus
+from millrace_runtime.bus import Relay
+from millrace_runtime.errors import MillraceError
+from millrace_runtime.hosting import NATS_CONNECTED
+
+LOG = logging.getLogger(__name__)
+
+_THREADS = 32
+_RECONNECT_SECONDS = 0.5
+_REPORT_SECONDS = 0.5
+_REPORT_RETRY_SECONDS = 2.0
+
+_ROUTES_REVISION = Gauge("millrace_routes_revision", "Revision of the route table in use.")
+
+
+async def serve(
+    settings: GatewaySettings,
+    keys: Keys,
+    key_ring: KeyRing,
+    relay: Relay,
+    is_ready: Callable[[], bool],
+    stop: asyncio.Event,
+) -> None:
+    """Run until ``stop`` is set."""
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "to-thread"))
+    token = settings.internal_token.get_secret_value() if settings.internal_token else None
+    channels = {
+        stage: upstream.open_channel(getattr(settings, f"{stage}_address"), token)
+        for stage in upstream.STAGES
+    }
+    services = upstream.stubs(channels)
+    routes = RouteTable()
+    engine = TritonEngine(settings.generation_seconds, settings.engine_silence_seconds)
+    history = History(settings.event_heartbeat_seconds)
+    generator = Generator(routes, engine, settings.maximum_generations)
+    gateway = Gateway(
+        upstream=services,
+        keys=keys,
+        key_ring=key_ring,
+        generator=generator,
+        history=history,
+        is_ready=is_ready,
+        maximum_body_bytes=settings.maximum_body_bytes,
+        maximum_file_bytes=settings.maximum_file_bytes,
+    )
+    rest = _rest_server(settings, gateway)
+    rpc, state = await _start_rpc(settings, channels, services, key_ring, keys)
+    serving = asyncio.create_task(rest.serve())
+    background = [
+        asyncio.create_task(_run_bus(settings, relay, history)),
+        asyncio.create_task(watch_routes(services, routes)),
+        asyncio.create_task(report_answers(services, generator.answers)),
+    ]
+    LOG.info("gateway answers REST at %s", settings.http_address)
+    LOG.info("gateway answers gRPC at %s", settings.grpc_address)
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait((stopping, serving), return_when=asyncio.FIRST_COMPLETED)
+    LOG.info("gateway drains")
+    gateway.draining.set()
+    rest.should_exit = True
+    await state.enter_graceful_shutdown()
+    await asyncio.gather(rpc.stop(settings.drain_seconds), serving)
+    for task in (stopping, *background):
+        task.cancel()
+    await asyncio.gather(*background, return_exceptions=True)
+    await engine.close()
+    for channel in channels.values():
+        await channel.close(None)
+
+
+def stop_on_signals(stop: asyncio.Event) -> None:
+    """Let SIGTERM and SIGINT set ``stop``."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+
+async def watch_routes(services: upstream.Upstream, routes: RouteTable) -> None:
+    """Keep the table as the registry has it; while the registry is away it stays as it was."""
+    while True:
+        try:
+            watch = services.registry.WatchRoutes(registry_pb2.WatchRoutesRequest())
+            async for response in upstream.stream(watch):
+                routes.replace(response.revision, convert.routes(response))
+                _ROUTES_REVISION.set(response.revision)
+        except MillraceError as error:
+            LOG.info("routes cannot be watched now (%s); trying again", error)
+        await asyncio.sleep(_RECONNECT_SECONDS)
+
+
+async def report_answers(services: upstream.Upstream, counts: AnswerCounts) -> None:
+    """Tell the registry how versions answer, soon after they did."""
+    heard = True
+    while True:
+        await counts.changed.wait()
+        counts.changed.clear()
+        try:
+            await upstream.call(services.registry.ReportAnswers, convert.answers(counts))
+            heard = True
+        except MillraceError as error:
+            if heard:
+                LOG.info("answers cannot be reported now (%s); trying again", error)
+            heard = False
+            counts.changed.set()
+        await asyncio.sleep(_REPORT_SECONDS if heard else _REPORT_RETRY_SECONDS)
+
+
+async def _run_bus(settings: GatewaySettings, relay: Relay, history: History) -> None:
+    client = await bus.connect_patiently(settings.nats_url, "gateway")
+    NATS_CONNECTED.set_function(lambda: 1.0 if client.is_connected else 0.0)
+    history.attach(client)
+    try:
+        await relay.run(client)
+    finally:
+        await client.close()
+
+
+async def _start_rpc(
+    settings: GatewaySettings,
+    channels: Mapping[str, grpc.aio.Channel],
+    services: upstream.Upstream,
+    key_ring: KeyRing,
+    keys: Keys,
+) -> tuple[grpc.aio.Server, health_aio.HealthServicer]:
+    server = grpc.aio.server(
+        interceptors=[aio_server_interceptor()], options=[("grpc.so_reuseport", 0)]
+    )
+    server.add_generic_rpc_handlers([grpc_proxy.Proxy(channels, services, key_ring, keys)])
+    state = health_aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(state, server)
+    names = grpc_proxy.service_names()
+    reflection.enable_server_reflection(
+        (*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+    )
+    server.add_insecure_port(settings.grpc_address)
+    await server.start()
+    for name in ("", *names):
+        await state.set(name, health_pb2.HealthCheckResponse.SERVING)
+    return server, state
+
+
+def _rest_server(settings: GatewaySettings, gateway: Gateway) -> uvicorn.Server:
+    host, port = settings.http_address.rsplit(":", 1)
+    config = uvicorn.Config(
+        create_app(gateway),
+        host=host,
+        port=int(port),
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+    )
+    server = uvicorn.Server(config)
+    # uvicorn must not take the signals: stopping is the service's decision.
+    server.capture_signals = contextlib.nullcontext  # type: ignore[assignment,method-assign]
+    return server

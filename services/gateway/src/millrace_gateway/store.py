@@ -1,0 +1,117 @@
+"""The gateway's tables: keys, and the outbox."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import Column, Index, MetaData, Row, String, Table, func, select, update
+from sqlalchemy.exc import OperationalError
+
+from millrace_gateway import convert
+from millrace_gateway.domain import Key, Role
+from millrace_runtime.database import Database, UtcDateTime
+from millrace_runtime.errors import Unavailable
+from millrace_runtime.outbox import Outbox, outbox_table
+
+METADATA = MetaData()
+KEYS = Table(
+    "keys",
+    METADATA,
+    Column("id", String(64), primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("display_name", String(128), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("secret_digest", String(80), nullable=False, unique=True),
+    Column("create_time", UtcDateTime, nullable=False),
+    Column("revoke_time", UtcDateTime),
+    Index("keys_tenant", "tenant", "id"),
+)
+OUTBOX = outbox_table(METADATA)
+
+
+class KeyTable:
+    """Keys in the database; each change and its fact are one transaction."""
+
+    def __init__(self, database: Database, outbox: Outbox) -> None:
+        self._database = database
+        self._outbox = outbox
+
+    def add(self, key: Key, secret_digest: str) -> None:
+        with self._database.transaction() as connection:
+            connection.execute(
+                KEYS.insert().values(
+                    id=key.id,
+                    tenant=key.tenant,
+                    display_name=key.display_name,
+                    role=key.role.value,
+                    secret_digest=secret_digest,
+                    create_time=key.create_time,
+                )
+            )
+            self._outbox.record(connection, key.tenant, convert.key_created(key))
+
+    def revoke(self, tenant: str, key_id: str, now: datetime) -> Key | None:
+        """Revoke a key, if it is not revoked already; None when there is no such key."""
+        ours = (KEYS.c.tenant == tenant, KEYS.c.id == key_id)
+        with self._database.transaction() as connection:
+            changed = connection.execute(
+                update(KEYS).where(*ours, KEYS.c.revoke_time.is_(None)).values(revoke_time=now)
+            )
+            row = connection.execute(select(KEYS).where(*ours)).first()
+            if row is None:
+                return None
+            key = _key(row)
+            if changed.rowcount:
+                self._outbox.record(connection, tenant, convert.key_revoked(key))
+            return key
+
+    def page(self, tenant: str, size: int, before_id: str) -> Sequence[Key]:
+        """At most ``size`` keys of a tenant, newest first, older than ``before_id`` if given."""
+        query = select(KEYS).where(KEYS.c.tenant == tenant).order_by(KEYS.c.id.desc()).limit(size)
+        if before_id:
+            query = query.where(KEYS.c.id < before_id)
+        with self._database.transaction() as connection:
+            return [_key(row) for row in connection.execute(query)]
+
+    def find_live(self, secret_digest: str) -> Key | None:
+        """The key with this secret, unless it is revoked.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        query = select(KEYS).where(
+            KEYS.c.secret_digest == secret_digest, KEYS.c.revoke_time.is_(None)
+        )
+        try:
+            with self._database.transaction() as connection:
+                row = connection.execute(query).first()
+        except OperationalError as error:
+            raise Unavailable(
+                "keys cannot be looked up now; try again", reason="DATABASE_UNAVAILABLE"
+            ) from error
+        return None if row is None else _key(row)
+
+    def knows(self, secret_digest: str) -> bool:
+        """Whether there is, or was, a key with this secret."""
+        query = select(KEYS.c.id).where(KEYS.c.secret_digest == secret_digest)
+        with self._database.transaction() as connection:
+            return connection.execute(query).first() is not None
+
+    def has_live_operator(self) -> bool:
+        query = (
+            select(func.count())
+            .select_from(KEYS)
+            .where(KEYS.c.role == Role.OPERATOR.value, KEYS.c.revoke_time.is_(None))
+        )
+        with self._database.transaction() as connection:
+            return bool(connection.execute(query).scalar_one())
+
+
+def _key(row: Row[tuple[object, ...]]) -> Key:
+    return Key(
+        id=row.id,
+        tenant=row.tenant,
+        display_name=row.display_name,
+        role=Role(row.role),
+        create_time=row.create_time,
+        revoke_time=row.revoke_time,
+    )

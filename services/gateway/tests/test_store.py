@@ -1,0 +1,86 @@
+"""The gateway's tables, on SQLite and on PostgreSQL."""
+
+from datetime import UTC, datetime
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from millrace.gateway.v1 import events_pb2
+from millrace_gateway.__main__ import MIGRATIONS
+from millrace_gateway.domain import Key, Role
+from millrace_gateway.store import METADATA, OUTBOX, KeyTable
+from millrace_runtime import cloudevent, names
+from millrace_runtime.database import Database, migrate
+from millrace_runtime.outbox import Outbox
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def table(database: Database) -> KeyTable:
+    migrate(database, MIGRATIONS)
+    return KeyTable(database, Outbox(OUTBOX))
+
+
+def a_key(tenant: str = "acme", role: Role = Role.MEMBER) -> Key:
+    return Key(names.new_id("key"), tenant, "ci", role, NOW)
+
+
+def facts(database: Database) -> list[cloudevent.Event]:
+    with database.transaction() as connection:
+        pending = Outbox(OUTBOX).pending(connection, "any")
+    return [cloudevent.from_json(fact.document) for fact in pending]
+
+
+def test_migrations_make_exactly_the_tables(database: Database, table: KeyTable) -> None:
+    with database.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
+
+
+def test_a_key_and_its_fact(database: Database, table: KeyTable) -> None:
+    key = a_key()
+    table.add(key, "sha256:1")
+    assert table.find_live("sha256:1") == key
+    assert table.find_live("sha256:2") is None
+    (fact,) = facts(database)
+    assert fact.subject == "millrace.acme.gateway.key.created"
+    assert fact.message == events_pb2.KeyCreated(key=f"tenants/acme/keys/{key.id}")
+
+
+def test_two_keys_cannot_share_a_secret(database: Database, table: KeyTable) -> None:
+    table.add(a_key(), "sha256:1")
+    with pytest.raises(Exception, match=r"(?i)unique"):
+        table.add(a_key(), "sha256:1")
+    assert len(facts(database)) == 1, "a row that failed leaves no fact"
+
+
+def test_revoking_twice_is_as_once(database: Database, table: KeyTable) -> None:
+    key = a_key()
+    table.add(key, "sha256:1")
+    later = NOW.replace(hour=5)
+    assert table.revoke("acme", key.id, NOW) == table.revoke("acme", key.id, later)
+    assert table.find_live("sha256:1") is None
+    kinds = [fact.fact.fact for fact in facts(database)]
+    assert kinds == ["key.created", "key.revoked"]
+
+
+def test_a_key_is_its_tenants_alone(table: KeyTable) -> None:
+    key = a_key("acme")
+    table.add(key, "sha256:1")
+    assert table.revoke("default", key.id, NOW) is None
+    assert table.find_live("sha256:1") == key
+    assert table.page("default", 10, "") == []
+    assert table.page("acme", 10, "") == [key]
+
+
+def test_operators(table: KeyTable) -> None:
+    table.add(a_key(role=Role.MEMBER), "sha256:1")
+    assert not table.has_live_operator()
+    operator = a_key(role=Role.OPERATOR)
+    table.add(operator, "sha256:2")
+    assert table.has_live_operator()
+    table.revoke("acme", operator.id, NOW)
+    assert not table.has_live_operator()
+    assert table.knows("sha256:2")
+    assert not table.knows("sha256:3")
