@@ -34,6 +34,13 @@ def _free_layout(home: Path) -> Layout:
             return layout
 
 
+def _is_running(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _is_taken(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
@@ -51,7 +58,7 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     yield opened
     opened.close()
     subprocess.run([MILLRACE, "down"], env=_environment(layout), check=True, timeout=120)
-    assert [pid for pid in family if psutil.pid_exists(pid)] == []
+    assert [pid for pid in family if _is_running(pid)] == []
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ CALLS: Mapping[str, Sequence[str]] = {
     "trainer": ("data",),
     "tuner": ("data", "registry", "compressor"),
     "compressor": ("registry", "trainer", "tuner"),
-    "registry": ("compressor", "trainer", "tuner"),
+    "registry": ("compressor",),
     "gateway": ("data", "trainer", "tuner", "compressor", "registry"),
 }
 # Ports follow the base port in this order; only the gateway's gRPC port lies apart, so that
@@ -164,5 +164,5 @@ def require_free_ports(layout: Layout) -> None:
                     raise
                 raise LayoutError(
                     f"port {port} ({part}) is taken by another program. Stop it, or move the "
-                    f"whole mesh: {BASE_PORT_VARIABLE}={port + 100} millrace up"
+                    f"whole mesh: {BASE_PORT_VARIABLE}={layout.base_port + 100} millrace up"
                 ) from error

@@ -1,0 +1,110 @@
+"""The ``millrace`` command: what there is, and how its errors are said."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+import typer
+from rich.console import Console
+
+from millrace_client.commands import (
+    chat,
+    compressions,
+    datasets,
+    deployments,
+    doctor,
+    events,
+    keys,
+    lineage,
+    mesh,
+    models,
+    rollouts,
+    runs,
+    trace,
+    tune,
+)
+from millrace_client.connection import Connection
+from millrace_client.errors import ApiError, MillraceError
+
+_HELP = """Carry a language model through its whole life.
+
+[bold]Start[/bold]
+  millrace up --detach            run the mesh on this machine
+  eval "$(millrace env)"          point any OpenAI client at it
+  millrace status                 what runs, and since when
+
+[bold]From data to answers[/bold]
+  millrace datasets create --python-stdlib
+  millrace runs create --dataset dataset-… --model demo
+  millrace runs watch run-…       loss, speed, checkpoints as they come
+  millrace chat demo              talk to the newest settled checkpoint
+  millrace tune create --model demo --file pairs.jsonl
+
+[bold]Why things are as they are[/bold]
+  millrace events --follow        every fact, as it becomes true
+  millrace trace                  where the time went, across all services
+  millrace lineage demo@3         what a version came from
+  millrace doctor                 what is wrong, and what to do
+"""
+_EPILOG = """[bold]Environment[/bold]
+
+MILLRACE_HOME: state of the mesh on this machine (default ./.millrace) ·
+MILLRACE_BASE_PORT: its first port (default 8080); one setting moves all ·
+MILLRACE_BASE_URL or OPENAI_BASE_URL: a gateway elsewhere ·
+OPENAI_API_KEY: the key for it
+"""
+
+app = typer.Typer(
+    name="millrace",
+    help=_HELP,
+    epilog=_EPILOG,
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _main(context: typer.Context) -> None:
+    context.obj = context.obj or Connection()
+
+
+_COMMANDS: Mapping[str, Sequence[Callable[..., None]]] = {
+    "This machine": (mesh.up, mesh.down, mesh.status, mesh.env, mesh.logs, doctor.doctor),
+    "Talk": (chat.chat, chat.complete, models.models),
+    "Understand": (events.events, trace.trace, lineage.lineage, models.versions),
+}
+_GROUPS: Mapping[str, typer.Typer] = {
+    "datasets": datasets.app,
+    "runs": runs.app,
+    "tune": tune.app,
+    "compressions": compressions.app,
+    "rollouts": rollouts.app,
+    "deployments": deployments.app,
+    "keys": keys.app,
+}
+
+for _panel, _commands in _COMMANDS.items():
+    for _command in _commands:
+        app.command(rich_help_panel=_panel)(_command)
+for _name, _group in _GROUPS.items():
+    app.add_typer(_group, name=_name, rich_help_panel="Lifecycle", no_args_is_help=True)
+
+
+def main() -> None:
+    """Run the command line; a known error is one line on standard error and status 1."""
+    try:
+        app()
+    except MillraceError as error:
+        _say(error)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _say(error: MillraceError) -> None:
+    where = f" (parameter {error.param})" if isinstance(error, ApiError) and error.param else ""
+    Console(stderr=True, soft_wrap=True, highlight=False).print(
+        f"[bold red]error:[/] {error}{where}", markup=True
+    )

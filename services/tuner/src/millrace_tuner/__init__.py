@@ -1,0 +1,1 @@
+"""The tuner: supervised fine-tuning of models that exist, and the checkpoints it makes."""

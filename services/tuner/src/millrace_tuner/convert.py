@@ -1,0 +1,255 @@
+"""Proto messages to values of the domain and back; nothing else knows both."""
+
+from datetime import datetime
+
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from millrace.compressor.v1 import service_pb2 as compressor
+from millrace.data.v1 import service_pb2 as data
+from millrace.lifecycle.v1 import lifecycle_pb2 as lifecycle
+from millrace.registry.v1 import service_pb2 as registry
+from millrace.tuner.v1 import events_pb2 as events
+from millrace.tuner.v1 import service_pb2 as pb
+from millrace_runtime import names
+from millrace_tuner.app import Wish
+from millrace_tuner.domain import (
+    Adapter,
+    BaseVersion,
+    Checkpoint,
+    CheckpointFinished,
+    Content,
+    Fact,
+    Failure,
+    FileReference,
+    Hyperparameters,
+    Job,
+    JobCancelled,
+    JobFailed,
+    JobStarted,
+    JobState,
+    JobSucceeded,
+    Progress,
+    RecordedEvent,
+)
+from millrace_tuner.serving import SeenCompression, SeenRollout, SeenVersion
+
+JOB_NAME = "tenants/{tenant}/jobs/{job}"
+CHECKPOINT_NAME = "tenants/{tenant}/jobs/{job}/checkpoints/{checkpoint}"
+VERSION_NAME = "tenants/{tenant}/models/{model}/versions/{number}"
+
+_STATES = {state: lifecycle.WorkState.Value(f"WORK_STATE_{state.value}") for state in JobState}
+
+
+def job_key(name: str) -> tuple[str, str]:
+    """(tenant, id) of a job's name."""
+    parts = names.parse(JOB_NAME, name)
+    return parts["tenant"], parts["job"]
+
+
+def checkpoint_key(name: str) -> tuple[str, str, str]:
+    """(tenant, job, id) of a checkpoint's name."""
+    parts = names.parse(CHECKPOINT_NAME, name)
+    return parts["tenant"], parts["job"], parts["checkpoint"]
+
+
+def is_own_checkpoint(name: str) -> bool:
+    """Whether a checkpoint is a tuning job's, and not a training run's."""
+    parts = name.split("/")
+    return len(parts) == 6 and parts[2] == "jobs" and parts[4] == "checkpoints"
+
+
+def wish_from_proto(request: pb.CreateJobRequest) -> Wish:
+    method = request.supervised
+    return Wish(
+        base_model=request.base_model,
+        training_file=request.training_file,
+        validation_file=request.validation_file,
+        suffix=request.suffix,
+        seed=request.seed,
+        hyperparameters=Hyperparameters(
+            method.epochs, method.batch_size, method.learning_rate_multiplier
+        ),
+        adapter=_adapter(method.lora) if method.HasField("lora") else None,
+        metadata=dict(request.metadata),
+    )
+
+
+def _adapter(lora: pb.LoraAdapter) -> Adapter:
+    return Adapter(lora.rank, lora.alpha, lora.dropout)
+
+
+def job_to_proto(job: Job) -> pb.Job:
+    plan = job.plan
+    message = pb.Job(
+        name=job.name,
+        base_model=plan.base_model,
+        base_version=plan.base.name,
+        training_file=plan.training_file.name,
+        validation_file=plan.validation_file.name if plan.validation_file else "",
+        suffix=plan.suffix,
+        seed=plan.seed,
+        supervised=pb.SupervisedMethod(
+            epochs=plan.hyperparameters.epochs,
+            batch_size=plan.hyperparameters.batch_size,
+            learning_rate_multiplier=plan.hyperparameters.learning_rate_multiplier,
+            lora=pb.LoraAdapter(
+                rank=plan.adapter.rank, alpha=plan.adapter.alpha, dropout=plan.adapter.dropout
+            ),
+        ),
+        state=_STATES[job.state],
+        progress=_progress_to_proto(job.progress),
+        tuned_model=job.tuned_model,
+        trained_tokens=job.trained_tokens,
+        result_file=job.result_file,
+        create_time=_timestamp(job.create_time),
+        update_time=_timestamp(job.update_time),
+        finish_time=_timestamp(job.finish_time),
+        metadata=dict(job.metadata),
+        traceparent=job.traceparent,
+    )
+    if job.failure is not None:
+        message.failure.CopyFrom(_failure_to_proto(job.failure))
+    return message
+
+
+def checkpoint_to_proto(checkpoint: Checkpoint) -> pb.Checkpoint:
+    return pb.Checkpoint(
+        name=checkpoint.name,
+        model=checkpoint.model,
+        step=checkpoint.step,
+        train_loss=checkpoint.train_loss,
+        valid_loss=checkpoint.valid_loss,
+        final=checkpoint.final,
+        content=_content_to_proto(checkpoint.content),
+        create_time=_timestamp(checkpoint.create_time),
+        base_checkpoint_digest=checkpoint.base_checkpoint_digest,
+        training_file_digest=checkpoint.training_file_digest,
+    )
+
+
+def event_to_proto(recorded: RecordedEvent) -> pb.JobEvent:
+    return pb.JobEvent(
+        id=recorded.id,
+        create_time=_timestamp(recorded.create_time),
+        level=recorded.event.level,
+        message=recorded.event.message,
+        type=recorded.event.type,
+        metrics=dict(recorded.event.metrics),
+    )
+
+
+def fact_to_proto(fact: Fact) -> Message:
+    """What the outbox publishes."""
+    job = fact.job
+    match fact:
+        case JobStarted():
+            return events.JobStarted(
+                job=job.name, base_version=job.plan.base.name, tuned_model=job.tuned_model
+            )
+        case JobSucceeded():
+            return events.JobSucceeded(
+                job=job.name, tuned_model=job.tuned_model, trained_tokens=job.trained_tokens
+            )
+        case JobFailed():
+            assert job.failure is not None, "a failed job has a failure"
+            return events.JobFailed(job=job.name, failure=_failure_to_proto(job.failure))
+        case JobCancelled():
+            return events.JobCancelled(job=job.name)
+        case CheckpointFinished():
+            return _checkpoint_finished(job, fact.checkpoint)
+
+
+def _checkpoint_finished(job: Job, checkpoint: Checkpoint) -> events.CheckpointFinished:
+    content = _content_to_proto(checkpoint.content)
+    return events.CheckpointFinished(
+        checkpoint=checkpoint.name,
+        model=checkpoint.model,
+        job=job.name,
+        step=checkpoint.step,
+        final=checkpoint.final,
+        content=content,
+        # The checkpoint carries its own held-out tokens, in evaluation/.
+        evaluation=content,
+        base_version=job.plan.base.name,
+        training_file=job.plan.training_file.name,
+        training_file_digest=checkpoint.training_file_digest,
+        base_checkpoint_digest=checkpoint.base_checkpoint_digest,
+    )
+
+
+def file_from_proto(file: data.File) -> FileReference:
+    return FileReference(file.name, _content(file.content), file.example_count)
+
+
+def base_from_proto(version: registry.Version) -> BaseVersion:
+    parts = names.parse(VERSION_NAME, version.name)
+    return BaseVersion(
+        name=version.name,
+        model=parts["model"],
+        number=version.number,
+        checkpoint=_content(version.checkpoint.content),
+    )
+
+
+def compression_from_proto(compression: compressor.Compression) -> SeenCompression:
+    failure = compression.failure
+    return SeenCompression(
+        name=compression.name,
+        checkpoint=compression.checkpoint.name,
+        state=_bare(lifecycle.WorkState.Name(compression.state), "WORK_STATE_"),
+        passed=compression.verdict.passed,
+        reasons=tuple(compression.verdict.reasons),
+        failure=Failure(failure.reason, failure.message) if failure.reason else None,
+    )
+
+
+def version_from_proto(version: registry.Version) -> SeenVersion:
+    return SeenVersion(
+        number=version.number,
+        compression=version.compression,
+        checkpoint=version.checkpoint.name,
+        state=_bare(registry.VersionState.Name(version.state), "VERSION_STATE_"),
+        reason=version.state_reason,
+    )
+
+
+def rollout_from_proto(rollout: registry.Rollout) -> SeenRollout:
+    return SeenRollout(
+        to_version=rollout.to_version,
+        state=_bare(registry.RolloutState.Name(rollout.state), "ROLLOUT_STATE_"),
+        reason=rollout.reason,
+    )
+
+
+def _bare(enumerator: str, prefix: str) -> str:
+    return enumerator.removeprefix(prefix)
+
+
+def _content(content: lifecycle.Content) -> Content:
+    return Content(content.uri, content.digest, content.size_bytes)
+
+
+def _content_to_proto(content: Content) -> lifecycle.Content:
+    return lifecycle.Content(uri=content.uri, digest=content.digest, size_bytes=content.size_bytes)
+
+
+def _failure_to_proto(failure: Failure) -> lifecycle.Failure:
+    return lifecycle.Failure(reason=failure.reason, message=failure.message)
+
+
+def _progress_to_proto(progress: Progress) -> lifecycle.Progress:
+    return lifecycle.Progress(
+        phase=progress.phase,
+        completed=progress.completed,
+        total=progress.total,
+        metrics=dict(progress.metrics),
+    )
+
+
+def _timestamp(time: datetime | None) -> Timestamp | None:
+    if time is None:
+        return None
+    timestamp = Timestamp()
+    timestamp.FromDatetime(time)
+    return timestamp

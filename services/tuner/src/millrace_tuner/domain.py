@@ -1,0 +1,270 @@
+"""Tuning jobs, their checkpoints and events, and what a step of a job brings about (``Change``).
+
+WrongState   a step was asked for that the job's state does not allow
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+
+
+class WrongState(Exception):
+    """The job's state does not allow this; the message says which states do."""
+
+
+class JobState(StrEnum):
+    """As ``millrace.lifecycle.v1.WorkState``."""
+
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    PAUSED = "PAUSED"
+
+
+FINISHED = frozenset((JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED))
+
+
+@dataclass(frozen=True)
+class Content:
+    """A directory or file in the shared store; ``digest`` is ``sha256:`` + hex."""
+
+    uri: str
+    digest: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class FileReference:
+    """A file of the data service, as it was when the job was made."""
+
+    name: str
+    content: Content
+    example_count: int
+
+
+@dataclass(frozen=True)
+class BaseVersion:
+    """The version that is tuned: ``tenants/{tenant}/models/{model}/versions/{number}``."""
+
+    name: str
+    model: str
+    number: int
+    checkpoint: Content
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A low-rank adapter (Hu et al. 2021, arXiv:2106.09685): ``alpha / rank * B @ A``."""
+
+    rank: int
+    alpha: float
+    dropout: float
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """How training goes, every "auto" resolved."""
+
+    epochs: int
+    batch_size: int
+    learning_rate_multiplier: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job is to do. Fixed when it is made."""
+
+    base_model: str
+    base: BaseVersion
+    training_file: FileReference
+    validation_file: FileReference | None
+    suffix: str
+    seed: int
+    hyperparameters: Hyperparameters
+    adapter: Adapter
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a job has come; ``completed`` and ``total`` in the phase's own unit."""
+
+    phase: str = ""
+    completed: int = 0
+    total: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a job failed: an UPPER_SNAKE reason, and a message its user can act on."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job's final checkpoint: it serves (``failure`` is None), or it cannot."""
+
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One tuning of one model.
+
+    Attributes:
+        trained_time: when training ended and the road to serving began.
+        outcome: how that road ended; it may be known before ``trained_time`` is recorded.
+        attempts: times that training has ended in a way that was not its user's fault.
+    """
+
+    tenant: str
+    id: str
+    plan: Plan
+    tuned_model: str
+    create_time: datetime
+    update_time: datetime
+    state: JobState = JobState.QUEUED
+    progress: Progress = Progress()
+    failure: Failure | None = None
+    outcome: Outcome | None = None
+    start_time: datetime | None = None
+    trained_time: datetime | None = None
+    finish_time: datetime | None = None
+    trained_tokens: int = 0
+    result_file: str = ""
+    attempts: int = 0
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    traceparent: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"tenants/{self.tenant}/jobs/{self.id}"
+
+    @property
+    def is_training(self) -> bool:
+        """Whether there is training left to do, by a worker or once one comes."""
+        return self.state in (JobState.QUEUED, JobState.RUNNING) and self.trained_time is None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a job had learned at one step. Immutable. ``valid_loss`` in nats a learned token."""
+
+    tenant: str
+    job: str
+    id: str
+    model: str
+    step: int
+    train_loss: float
+    valid_loss: float | None
+    trained_tokens: int
+    final: bool
+    content: Content
+    base_checkpoint_digest: str
+    training_file_digest: str
+    create_time: datetime
+
+    @property
+    def name(self) -> str:
+        return f"tenants/{self.tenant}/jobs/{self.job}/checkpoints/{self.id}"
+
+
+@dataclass(frozen=True)
+class JobEvent:
+    """One sentence about a job, for people.
+
+    Attributes:
+        key: natural key within the job: an event with a known key is not told again. Empty
+            for events that may happen more than once.
+        level: "info", "warn" or "error".
+        type: "message" or "metrics".
+    """
+
+    message: str
+    key: str = ""
+    level: str = "info"
+    type: str = "message"
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RecordedEvent:
+    """An event with its place in the job's history; ``sequence`` rises."""
+
+    sequence: int
+    id: str
+    create_time: datetime
+    event: JobEvent
+
+
+@dataclass(frozen=True)
+class JobStarted:
+    job: Job
+
+
+@dataclass(frozen=True)
+class JobSucceeded:
+    job: Job
+
+
+@dataclass(frozen=True)
+class JobFailed:
+    job: Job
+
+
+@dataclass(frozen=True)
+class JobCancelled:
+    job: Job
+
+
+@dataclass(frozen=True)
+class CheckpointFinished:
+    job: Job
+    checkpoint: Checkpoint
+
+
+Fact = JobStarted | JobSucceeded | JobFailed | JobCancelled | CheckpointFinished
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one step does.
+
+    Attributes:
+        revokes_lease: whether a worker that has the job in hand must stop (its epoch is raised).
+    """
+
+    job: Job
+    facts: tuple[Fact, ...] = ()
+    events: tuple[JobEvent, ...] = ()
+    revokes_lease: bool = False
+
+
+Step = Callable[[Job], Change]
+
+
+@dataclass(frozen=True)
+class RequestKey:
+    """Identifies a request that may be sent twice (AIP-155); an empty id is none."""
+
+    id: str
+    digest: str
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def tuned_model_id(base_model: str, tenant: str, suffix: str, unique: str) -> str:
+    """``ft:{base}:{tenant}:{suffix}:{unique}``, as OpenAI names tuned models.
+
+    A model tuned from a tuned one is named after the first of the line.
+    """
+    parts = base_model.split(":")
+    root = parts[1] if parts[0] == "ft" and len(parts) > 1 else base_model
+    return f"ft:{root}:{tenant}:{suffix}:{unique}"

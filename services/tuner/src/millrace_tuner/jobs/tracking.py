@@ -1,0 +1,86 @@
+"""A run's parameters and metrics in MLflow, when its user has a tracking server.
+
+Tracking observes: a server that is away costs the run its plots, never its life. Calls are
+made from a thread of their own, metrics in batches, and the first failure ends tracking.
+"""
+
+import os
+import queue
+import sys
+import threading
+import time
+from typing import Any
+
+_BATCH_SECONDS = 2.0
+_MAXIMUM_BATCH = 500  # MLflow refuses more than 1,000 metrics a call
+_CLOSE_SECONDS = 15.0
+
+Point = tuple[str, float, int, int]  # key, value, step, milliseconds since the epoch
+
+
+class Tracking:
+    """Sends what it is given to one MLflow run, found again by its tag after a restart."""
+
+    def __init__(self, uri: str, job: str, model: str, parameters: dict[str, Any]) -> None:
+        self._points: queue.Queue[Point | None] = queue.Queue()
+        arguments = (uri, job, model, parameters)
+        self._thread = threading.Thread(target=self._send, args=arguments, daemon=True)
+        self._thread.start()
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        now = time.time_ns() // 1_000_000
+        for key, value in metrics.items():
+            self._points.put((key, value, step, now))
+
+    def close(self) -> None:
+        """Send what is left, for 15 seconds at most."""
+        self._points.put(None)
+        self._thread.join(_CLOSE_SECONDS)
+
+    def _send(self, uri: str, job: str, model: str, parameters: dict[str, Any]) -> None:
+        try:
+            self._send_to(uri, job, model, parameters)
+        except Exception as error:  # whatever a tracking server does must not reach the run
+            print(f"tracking at MLflow ends: {type(error).__name__}: {error}", file=sys.stderr)
+
+    def _send_to(self, uri: str, job: str, model: str, parameters: dict[str, Any]) -> None:
+        # MLflow reads these when it is imported; its defaults retry for minutes.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        from mlflow.entities import Metric, RunStatus
+        from mlflow.tracking import MlflowClient
+
+        client = MlflowClient(tracking_uri=uri)
+        run_id = _find_or_create_run(client, job, model, parameters)
+        while points := self._next_batch():
+            metrics = [Metric(key, value, now, step) for key, value, step, now in points]
+            client.log_batch(run_id, metrics=metrics)
+        client.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
+
+    def _next_batch(self) -> list[Point]:
+        """The points of the next two seconds; empty once ``close`` was called."""
+        deadline = time.monotonic() + _BATCH_SECONDS
+        points: list[Point] = []
+        while len(points) < _MAXIMUM_BATCH:
+            timeout = max(deadline - time.monotonic(), 0.0) if points else None
+            try:
+                point = self._points.get(timeout=timeout)
+            except queue.Empty:
+                break
+            if point is None:
+                self._points.put(None)
+                break
+            points.append(point)
+        return points
+
+
+def _find_or_create_run(client: Any, job: str, model: str, parameters: dict[str, Any]) -> str:
+    experiment = client.get_experiment_by_name(model)
+    experiment_id = experiment.experiment_id if experiment else client.create_experiment(model)
+    found = client.search_runs([experiment_id], filter_string=f"tags.`millrace.job` = '{job}'")
+    if found:
+        return str(found[0].info.run_id)
+    run = client.create_run(experiment_id, run_name=job, tags={"millrace.job": job})
+    for key, value in parameters.items():
+        client.log_param(run.info.run_id, key, value)
+    return str(run.info.run_id)

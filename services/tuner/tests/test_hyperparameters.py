@@ -1,0 +1,43 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from millrace_tuner import hyperparameters
+from millrace_tuner.domain import Adapter, Hyperparameters
+
+
+@pytest.mark.parametrize(
+    ("examples", "epochs", "batch_size"),
+    [
+        (2, 25, 1),
+        (10, 10, 1),
+        (33, 3, 3),
+        (34, 3, 3),
+        (200, 3, 8),
+        (8_000, 3, 16),
+        (10_000, 2, 20),
+        (1_000_000, 1, 256),
+    ],
+)
+def test_auto_follows_the_number_of_examples(examples: int, epochs: int, batch_size: int) -> None:
+    resolved = hyperparameters.resolve(examples, hyperparameters.AUTO)
+    assert resolved == Hyperparameters(epochs, batch_size, 1.0)
+
+
+@given(st.integers(0, 10**7))
+def test_auto_always_gives_what_the_contract_allows(examples: int) -> None:
+    resolved = hyperparameters.resolve(examples, hyperparameters.AUTO)
+    assert 1 <= resolved.epochs <= 50
+    assert 1 <= resolved.batch_size <= 256
+
+
+def test_what_the_user_says_stands() -> None:
+    asked = Hyperparameters(7, 3, 0.5)
+    assert hyperparameters.resolve(200, asked) == asked
+    assert hyperparameters.learning_rate(asked) == 0.5 * hyperparameters.BASE_LEARNING_RATE
+
+
+def test_an_adapter_is_completed() -> None:
+    assert hyperparameters.resolve_adapter(None) == Adapter(16, 32.0, 0.0)
+    assert hyperparameters.resolve_adapter(Adapter(4, 0.0, 0.1)) == Adapter(4, 8.0, 0.1)
+    assert hyperparameters.resolve_adapter(Adapter(0, 0.0, 0.0)) == Adapter(16, 32.0, 0.0)
