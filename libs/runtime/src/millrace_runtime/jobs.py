@@ -35,6 +35,9 @@ from pydantic import BaseModel, ValidationError
 
 from millrace_runtime import telemetry
 
+PARENT_VARIABLE = "MILLRACE_JOB_PARENT"
+"""Names the process id of whoever starts a job, which a job checks once it dies with its parent."""
+
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 SpecT = TypeVar("SpecT", bound=BaseModel)
@@ -80,7 +83,7 @@ def die_with_parent() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() == 1 and os.environ.get("MILLRACE_JOB_PARENT", "1") != "1":
+    if os.environ.get(PARENT_VARIABLE, str(os.getppid())) != str(os.getppid()):
         os.kill(os.getpid(), signal.SIGKILL)  # the parent died before prctl took effect
 
 

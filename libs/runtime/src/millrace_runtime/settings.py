@@ -49,6 +49,11 @@ def from_command_line(settings_type: type[Settings], program: str, what_it_is: s
     return settings_type()  # type: ignore[call-arg]  # every field has a default
 
 
+def secret(value: SecretStr | None) -> str | None:
+    """A secret in the clear, where it is used and nowhere else."""
+    return value.get_secret_value() if value else None
+
+
 def describe(settings_type: type[ServiceSettings]) -> str:
     """One line for each setting: its variable, its default, what it is."""
     prefix = settings_type.model_config.get("env_prefix", "")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from millrace_runtime import telemetry
+from millrace_runtime.jobs import PARENT_VARIABLE
 from millrace_runtime.leases import Lease, LeaseLost
 
 LOG = logging.getLogger(__name__)
@@ -180,7 +181,8 @@ def run_job(
 
 def _environment() -> dict[str, str]:
     traceparent = telemetry.current_traceparent()
-    return {**os.environ, telemetry.TRACEPARENT_VARIABLE: traceparent}
+    own = {telemetry.TRACEPARENT_VARIABLE: traceparent, PARENT_VARIABLE: str(os.getpid())}
+    return {**os.environ, **own}
 
 
 def _read_messages(

@@ -4,9 +4,6 @@ import os
 import socket
 from pathlib import Path
 
-from millrace.registry.v1.service_pb2_grpc import RegistryServiceStub
-from millrace.trainer.v1.service_pb2_grpc import TrainerServiceStub
-from millrace.tuner.v1.service_pb2_grpc import TunerServiceStub
 from millrace_compressor.api import SERVICE_NAME, CompressorServicer
 from millrace_compressor.app import CompressorApp
 from millrace_compressor.compression_run import CompressionRunner
@@ -17,7 +14,6 @@ from millrace_compressor.store import CompressionStore
 from millrace_compressor.upstream import FinishedCheckpoints, RegistryDeployments
 from millrace_runtime import hosting
 from millrace_runtime.bus import Consumer, Relay
-from millrace_runtime.channel import open_channel
 from millrace_runtime.content import ContentStore
 from millrace_runtime.database import migrate, open_database
 from millrace_runtime.hosting import Service
@@ -50,14 +46,16 @@ def build(settings: CompressorSettings) -> Service:
         ring=relay.ring,
     )
     workers = [Worker(f"worker-{n}", store, runner.perform) for n in range(settings.concurrency)]
+
+    def ring_workers() -> None:
+        for worker in workers:
+            worker.ring()
+
     app = CompressorApp(
         store,
-        RegistryDeployments(RegistryServiceStub(open_channel(settings.registry_address, token))),
-        FinishedCheckpoints(
-            TrainerServiceStub(open_channel(settings.trainer_address, token)),
-            TunerServiceStub(open_channel(settings.tuner_address, token)),
-        ),
-        ring_workers=lambda: [worker.ring() for worker in workers] and None,
+        RegistryDeployments.at(settings.registry_address, token),
+        FinishedCheckpoints.at(settings.trainer_address, settings.tuner_address, token),
+        ring_workers=ring_workers,
     )
     return Service(
         name="compressor",

@@ -34,7 +34,6 @@ _TARGETS = {
     Target.OPENVINO_FP32: service_pb2.TARGET_OPENVINO_FP32,
 }
 _TARGET_OF = {int(number): target for target, number in _TARGETS.items()}
-_LIMITS = tuple(GatePolicy.__dataclass_fields__)
 
 
 def compression_key(name: str) -> tuple[str, str]:
@@ -48,7 +47,7 @@ def content_from_proto(content: lifecycle_pb2.Content) -> Content:
 
 
 def gate_from_proto(gate: service_pb2.GatePolicy) -> GatePolicy:
-    return GatePolicy(**{limit: getattr(gate, limit) for limit in _LIMITS if gate.HasField(limit)})
+    return GatePolicy(**{field.name: value for field, value in gate.ListFields()})
 
 
 def checkpoint_of_fact(fact: CheckpointFinished) -> Checkpoint:
@@ -119,26 +118,41 @@ def compression_to_proto(compression: Compression) -> service_pb2.Compression:
 
 def fact_of(compression: Compression) -> Message:
     """The fact that an ended compression is."""
-    order = compression.order
-    about = {
-        "compression": compression.name,
-        "checkpoint": _checkpoint_to_proto(order.checkpoint),
-        "target": _TARGETS[order.target],
-    }
     if compression.state == State.FAILED:
-        return events_pb2.CompressionFailed(**about, failure=_failure_to_proto(compression))
+        return events_pb2.CompressionFailed(
+            compression=compression.name,
+            checkpoint=_checkpoint_to_proto(compression.order.checkpoint),
+            target=_TARGETS[compression.order.target],
+            failure=_failure_to_proto(compression),
+        )
     assert compression.verdict is not None, "what succeeded was judged"
-    assert compression.measurements is not None
+    return _finished(compression) if compression.verdict.passed else _rejected(compression)
+
+
+def _finished(compression: Compression) -> events_pb2.ArtifactFinished:
     assert compression.artifact is not None
-    measured = {
-        "measurements": _measurements_to_proto(compression.measurements),
-        "verdict": _verdict_to_proto(compression.verdict),
-    }
-    if not compression.verdict.passed:
-        return events_pb2.CompressionRejected(**about, **measured)
-    artifact = _content_to_proto(compression.artifact)
+    assert compression.measurements is not None
+    assert compression.verdict is not None
     return events_pb2.ArtifactFinished(
-        **about, **measured, artifact=artifact, deployment=order.deployment
+        compression=compression.name,
+        checkpoint=_checkpoint_to_proto(compression.order.checkpoint),
+        target=_TARGETS[compression.order.target],
+        deployment=compression.order.deployment,
+        artifact=_content_to_proto(compression.artifact),
+        measurements=_measurements_to_proto(compression.measurements),
+        verdict=_verdict_to_proto(compression.verdict),
+    )
+
+
+def _rejected(compression: Compression) -> events_pb2.CompressionRejected:
+    assert compression.measurements is not None
+    assert compression.verdict is not None
+    return events_pb2.CompressionRejected(
+        compression=compression.name,
+        checkpoint=_checkpoint_to_proto(compression.order.checkpoint),
+        target=_TARGETS[compression.order.target],
+        measurements=_measurements_to_proto(compression.measurements),
+        verdict=_verdict_to_proto(compression.verdict),
     )
 
 

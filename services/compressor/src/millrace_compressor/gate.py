@@ -11,7 +11,7 @@ from millrace_compressor.domain import GatePolicy, Measurements, Verdict
 
 
 def decide(measured: Measurements, policy: GatePolicy) -> Verdict:
-    """Whether an artifact is good enough; one sentence, with the figures, for each rule it broke."""
+    """Whether an artifact is good enough; one sentence a broken rule, with the figures."""
     reasons = tuple(_broken(measured, policy))
     return Verdict(passed=not reasons, reasons=reasons)
 

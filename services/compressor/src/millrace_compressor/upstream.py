@@ -15,7 +15,7 @@ from millrace.tuner.v1 import service_pb2_grpc as tuner_grpc
 from millrace_compressor import convert
 from millrace_compressor.domain import Checkpoint, Content, GatePolicy, Target
 from millrace_runtime import names
-from millrace_runtime.channel import call
+from millrace_runtime.channel import call, open_channel
 
 _PAGE_SIZE = 500
 
@@ -34,6 +34,10 @@ class RegistryDeployments:
 
     def __init__(self, registry: registry_grpc.RegistryServiceStub) -> None:
         self._registry = registry
+
+    @classmethod
+    def at(cls, address: str, token: str | None) -> "RegistryDeployments":
+        return cls(registry_grpc.RegistryServiceStub(open_channel(address, token)))
 
     def match(self, tenant: str, checkpoint: Checkpoint) -> Sequence[WantedBy]:
         request = registry_pb2.MatchDeploymentsRequest(
@@ -58,6 +62,13 @@ class FinishedCheckpoints:
     ) -> None:
         self._trainer = trainer
         self._tuner = tuner
+
+    @classmethod
+    def at(cls, trainer: str, tuner: str, token: str | None) -> "FinishedCheckpoints":
+        return cls(
+            trainer_grpc.TrainerServiceStub(open_channel(trainer, token)),
+            tuner_grpc.TunerServiceStub(open_channel(tuner, token)),
+        )
 
     def all(self) -> Iterator[tuple[str, Checkpoint, datetime]]:
         for found in _pages(

@@ -1,11 +1,8 @@
 """The registry: models, versions, deployments and rollouts; it alone controls Triton."""
 
-import os
-import socket
 from datetime import timedelta
 from pathlib import Path
 
-from millrace.compressor.v1.service_pb2_grpc import CompressorServiceStub
 from millrace_registry.api import SERVICE_NAME, RegistryServicer
 from millrace_registry.app import RegistryApp
 from millrace_registry.control import Controller
@@ -22,12 +19,11 @@ from millrace_registry.triton_config import EngineSettings
 from millrace_registry.upstream import ArtifactReconciler
 from millrace_runtime import hosting, names
 from millrace_runtime.bus import Consumer, Relay
-from millrace_runtime.channel import open_channel
 from millrace_runtime.content import ContentStore
 from millrace_runtime.database import migrate, open_database
 from millrace_runtime.hosting import Service
 from millrace_runtime.outbox import Outbox
-from millrace_runtime.settings import from_command_line
+from millrace_runtime.settings import from_command_line, secret
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -38,22 +34,21 @@ def build(settings: RegistrySettings) -> Service:
     migrate(database, MIGRATIONS)
     outbox, endpoint = Outbox(OUTBOX), settings.triton_grpc_address
     relay, record = Relay(database, outbox), FactRecorder(outbox)
-    token = settings.internal_token.get_secret_value() if settings.internal_token else None
-    key = settings.triton_control_key
+    token, key = secret(settings.internal_token), secret(settings.triton_control_key)
     content = ContentStore(settings.data_root, settings.scratch_directory / "cache")
-    repository = settings.triton_model_repository.resolve()
-    repository.mkdir(parents=True, exist_ok=True)
     control = ControlStore(
         database,
         record,
         endpoint=endpoint,
-        owner=f"{socket.gethostname()}:{os.getpid()}",
+        owner=names.new_id("registry"),
         lease_seconds=settings.lease_seconds,
     )
     controller = Controller(
         control,
-        Triton(endpoint, key.get_secret_value() if key else None),
-        ModelRepository(repository, EngineSettings(threads=settings.engine_threads)),
+        Triton(endpoint, key),
+        ModelRepository(
+            settings.triton_model_repository, EngineSettings(threads=settings.engine_threads)
+        ),
         content,
         endpoint=endpoint,
         life=names.new_id("controller"),
@@ -65,7 +60,6 @@ def build(settings: RegistrySettings) -> Service:
     app = RegistryApp(
         catalogue, Lineage(database), content, ring=relay.ring, ring_controller=loop.ring
     )
-    compressor = CompressorServiceStub(open_channel(settings.compressor_address, token))
     return Service(
         name="registry",
         settings=settings,
@@ -75,7 +69,7 @@ def build(settings: RegistrySettings) -> Service:
         rpc_services=(SERVICE_NAME,),
         register=RegistryServicer(app, control, loop.draining).register,
         workers=[loop],
-        reconcile=ArtifactReconciler(compressor, catalogue, app),
+        reconcile=ArtifactReconciler.at(settings.compressor_address, token, catalogue, app),
     )
 
 

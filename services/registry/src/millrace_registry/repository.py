@@ -27,7 +27,8 @@ class ModelRepository:
     """The folders that one Triton endpoint loads from."""
 
     def __init__(self, root: Path, settings: EngineSettings) -> None:
-        self._root = root
+        self._root = root.resolve()
+        self._root.mkdir(parents=True, exist_ok=True)
         self._settings = settings
 
     def add_version(self, model: str, version: int, artifact: Path) -> None:

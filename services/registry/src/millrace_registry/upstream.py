@@ -4,11 +4,10 @@ from millrace.compressor.v1 import service_pb2 as compressor_pb2
 from millrace.compressor.v1 import service_pb2_grpc as compressor_grpc
 from millrace.lifecycle.v1 import lifecycle_pb2
 from millrace_registry import convert
-from millrace_registry.app import RegistryApp
+from millrace_registry.app import Catalogue, RegistryApp
 from millrace_registry.events import base_model_of
-from millrace_registry.store import Catalogue
 from millrace_runtime import names
-from millrace_runtime.channel import call
+from millrace_runtime.channel import call, open_channel
 
 _PAGE_SIZE = 200
 
@@ -25,6 +24,13 @@ class ArtifactReconciler:
         self._compressor = compressor
         self._catalogue = catalogue
         self._app = app
+
+    @classmethod
+    def at(
+        cls, address: str, token: str | None, catalogue: Catalogue, app: RegistryApp
+    ) -> "ArtifactReconciler":
+        stub = compressor_grpc.CompressorServiceStub(open_channel(address, token))
+        return cls(stub, catalogue, app)
 
     def __call__(self) -> None:
         """Look at compressions, newest first, until a page holds nothing new."""

@@ -50,9 +50,10 @@ class Original:
     """The checkpoint itself, in float32."""
 
     def __init__(self, model: Path) -> None:
+        # Leaves it in evaluation mode: there is no dropout to turn off.
         self._model = AutoModelForCausalLM.from_pretrained(
             model, dtype=torch.float32, local_files_only=True
-        ).eval()
+        )
 
     @torch.inference_mode()
     def logits(self, ids: NDArray[np.int64]) -> Logits:
