@@ -1,0 +1,128 @@
+"""What follows from a finished checkpoint, with fakes for the neighbours."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import pytest
+from compressor_builders import GATE, TIME, checkpoint
+
+from millrace.topology import consumed_by
+from millrace_compressor.app import CompressorApp
+from millrace_compressor.domain import Checkpoint, Compression, GatePolicy, Order, Target
+from millrace_compressor.events import subscriptions
+from millrace_runtime.errors import NotFound, Unavailable
+
+
+@dataclass
+class Wanted:
+    deployment: str
+    targets: Sequence[Target]
+    gate: GatePolicy
+
+
+class FakeRegistry:
+    def __init__(self) -> None:
+        self.down = False
+        self.targets: Sequence[Target] = (Target.OPENVINO_INT8, Target.OPENVINO_FP32)
+
+    def match(self, tenant: str, found: Checkpoint) -> Sequence[Wanted]:
+        if self.down:
+            raise Unavailable("no registry", reason="UPSTREAM_ERROR")
+        return [Wanted(f"tenants/{tenant}/deployments/d", self.targets, GATE)]
+
+
+class FakeCheckpoints:
+    def __init__(self) -> None:
+        self.finished: list[tuple[str, Checkpoint, datetime]] = []
+
+    def all(self) -> Iterable[tuple[str, Checkpoint, datetime]]:
+        return reversed(self.finished)
+
+
+class FakeCompressions:
+    """Remembers what was ordered."""
+
+    def __init__(self) -> None:
+        self.considered: dict[str, Sequence[Order]] = {}
+
+    def is_considered(self, checkpoint_name: str) -> bool:
+        return checkpoint_name in self.considered
+
+    def consider(self, checkpoint_name: str, orders: Sequence[Order]) -> None:
+        self.considered[checkpoint_name] = orders
+
+    def add(self, order: Order) -> Compression:
+        return Compression("compression-1", order, "", TIME)
+
+    def get(self, tenant: str, id: str) -> Compression | None:
+        return None
+
+    def page(self, tenant: str, model: str, before_id: str, count: int) -> list[Compression]:
+        return []
+
+    def cancel(self, tenant: str, id: str) -> Compression | None:
+        return None
+
+    def count_by_state(self) -> dict[str, int]:
+        return {}
+
+
+class World:
+    def __init__(self) -> None:
+        self.compressions = FakeCompressions()
+        self.registry = FakeRegistry()
+        self.checkpoints = FakeCheckpoints()
+        self.rings = 0
+        self.app = CompressorApp(
+            self.compressions, self.registry, self.checkpoints, ring_workers=self._ring
+        )
+
+    def _ring(self) -> None:
+        self.rings += 1
+
+
+def test_a_checkpoint_is_ordered_for_every_target_of_its_deployments() -> None:
+    world = World()
+    world.app.checkpoint_finished("acme", checkpoint(), TIME)
+    orders = world.compressions.considered[checkpoint().name]
+    assert [order.target for order in orders] == [Target.OPENVINO_INT8, Target.OPENVINO_FP32]
+    assert {order.requested_time for order in orders} == {TIME}
+    assert world.rings == 1
+
+
+def test_the_same_fact_again_asks_nobody() -> None:
+    world = World()
+    world.app.checkpoint_finished("acme", checkpoint(), TIME)
+    world.registry.down = True
+    world.app.checkpoint_finished("acme", checkpoint(), TIME)
+    assert world.rings == 1
+
+
+def test_nothing_is_recorded_while_the_registry_is_away() -> None:
+    world = World()
+    world.registry.down = True
+    with pytest.raises(Unavailable):
+        world.app.checkpoint_finished("acme", checkpoint(), TIME)
+    assert world.compressions.considered == {}
+
+
+def test_the_reconciler_considers_what_no_fact_told_oldest_first() -> None:
+    world = World()
+    world.checkpoints.finished = [("acme", checkpoint(step), TIME) for step in (1, 2, 3)]
+    world.app.checkpoint_finished("acme", checkpoint(2), TIME)
+    world.app.reconcile()
+    assert list(world.compressions.considered) == [checkpoint(s).name for s in (2, 1, 3)]
+
+
+def test_what_is_not_there_is_not_found() -> None:
+    world = World()
+    with pytest.raises(NotFound):
+        world.app.get("acme", "compression-none")
+    with pytest.raises(NotFound):
+        world.app.cancel("acme", "compression-none")
+
+
+def test_it_subscribes_to_what_the_topology_says() -> None:
+    subscribed = {s.message.DESCRIPTOR.full_name for s in subscriptions(World().app)}
+    assert subscribed == {fact.type for fact in consumed_by("compressor")}
