@@ -1,0 +1,202 @@
+"""What the registry's tests start from: stores on a real database, and a Triton that is played."""
+
+import json
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+
+import millrace_registry
+from millrace.compressor.v1 import service_pb2 as compressor_pb2
+from millrace_registry.app import RegistryApp
+from millrace_registry.control import Controller
+from millrace_registry.control_store import ControlStore
+from millrace_registry.domain import Content, Route, Version
+from millrace_registry.events import FactRecorder
+from millrace_registry.lineage_store import Lineage
+from millrace_registry.repository import ModelRepository
+from millrace_registry.schema import OUTBOX
+from millrace_registry.store import Catalogue
+from millrace_registry.triton import Loaded, LoadFailed, TritonUnavailable
+from millrace_registry.triton_config import EngineSettings
+from millrace_runtime import cloudevent, manifest
+from millrace_runtime.content import ContentStore
+from millrace_runtime.database import Database, migrate
+from millrace_runtime.outbox import Outbox
+from millrace_testkit.clock import FakeClock
+
+MIGRATIONS = Path(millrace_registry.__file__).parent / "migrations"
+TARGET = compressor_pb2.Target.Name(compressor_pb2.TARGET_OPENVINO_INT8)
+Key = tuple[str, int]
+
+
+class FakeTriton:
+    """Loads what the repository's folder lists, as Triton does; answers unless told not to."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.away = False
+        self.loaded: dict[Key, Loaded] = {}
+        self.broken: dict[Key, str] = {}
+        self.silent: set[Key] = set()
+        self.asked: list[Key] = []
+
+    def index(self) -> Mapping[Key, Loaded]:
+        self._answer()
+        return dict(self.loaded)
+
+    def load(self, model: str) -> None:
+        self._answer()
+        listed = self._listed(model)
+        for key in list(self.loaded):
+            if key[0] == model and key[1] not in listed:
+                self.loaded[key] = Loaded("UNAVAILABLE", "unloaded")
+        failed = [number for number in listed if (model, number) in self.broken]
+        for number in listed:
+            reason = self.broken.get((model, number))
+            state = Loaded("UNAVAILABLE", reason) if reason else Loaded("READY", "")
+            self.loaded[model, number] = state
+        if failed:
+            raise LoadFailed("a version failed to load")
+
+    def unload(self, model: str) -> None:
+        self._answer()
+        for key in list(self.loaded):
+            if key[0] == model:
+                self.loaded[key] = Loaded("UNAVAILABLE", "unloaded")
+                self.silent.discard(key)
+
+    def ask(self, model: str, version: int, prompt: str) -> str:
+        self.asked.append((model, version))
+        ready = self.loaded.get((model, version), Loaded("", "")).state == "READY"
+        return "" if ready and (model, version) not in self.silent else "it does not answer"
+
+    def ready(self) -> set[Key]:
+        return {key for key, loaded in self.loaded.items() if loaded.state == "READY"}
+
+    def restart(self) -> None:
+        self.loaded.clear()
+
+    def _answer(self) -> None:
+        if self.away:
+            raise TritonUnavailable("nobody listens")
+
+    def _listed(self, model: str) -> list[int]:
+        text = (self._root / model / "config.pbtxt").read_text()
+        lines = [line.strip() for line in text.splitlines()]
+        return [int(line.split()[1]) for line in lines if line.startswith("versions:")]
+
+
+class World:
+    """The registry's parts around one database, with a played Triton and a clock moved by hand."""
+
+    def __init__(self, database: Database, folder: Path, clock: FakeClock) -> None:
+        migrate(database, MIGRATIONS)
+        self.database = database
+        self.folder = folder
+        self.clock = clock
+        self.content = ContentStore(str(folder / "data"), folder / "cache")
+        self.triton = FakeTriton(folder / "triton")
+        record = FactRecorder(Outbox(OUTBOX))
+        self.catalogue = Catalogue(database, record, now=clock)
+        self.lineage = Lineage(database)
+        self.control = self.control_of("one")
+        self.controller = Controller(
+            self.control,
+            self.triton,
+            ModelRepository(folder / "triton", EngineSettings()),
+            self.content,
+            endpoint="triton:8001",
+            life="controller-1",
+            drain=timedelta(seconds=5),
+            ring=lambda: None,
+            now=clock,
+            monotonic=lambda: clock().timestamp(),
+        )
+        self.app = RegistryApp(
+            self.catalogue,
+            self.lineage,
+            self.content,
+            ring=lambda: None,
+            ring_controller=lambda: None,
+            now=clock,
+        )
+
+    def control_of(self, owner: str) -> ControlStore:
+        record = FactRecorder(Outbox(OUTBOX))
+        return ControlStore(
+            self.database,
+            record,
+            endpoint="triton:8001",
+            owner=owner,
+            lease_seconds=10,
+            now=self.clock,
+        )
+
+    def artifact(self, name: str) -> Content:
+        """A committed artifact with the files that the registry reads."""
+        target = self.content.working_path(f"artifacts/{name}")
+        temporary = manifest.temporary_sibling(target)
+        (temporary / "config.json").write_text(json.dumps({"max_position_embeddings": 128}))
+        tokenizer = {"eos_token": "<|im_end|>", "chat_template": "{{ messages }}"}
+        (temporary / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+        (temporary / "weights.bin").write_text(name)
+        digest = manifest.commit(temporary, target, "artifact", {})
+        return Content(self.content.publish(target), digest, 100)
+
+    def finish(self, number: int, model: str = "demo", tenant: str = "acme") -> None:
+        """The compressor finishes an artifact."""
+        content = {"uri": "file:///c", "digest": "sha256:" + "c" * 64, "size_bytes": "1"}
+        self.app.artifact_finished(
+            tenant,
+            compression=f"tenants/{tenant}/compressions/{model}-{number}",
+            target=TARGET,
+            artifact=self.artifact(f"{model}-{number}"),
+            checkpoint={
+                "name": f"tenants/{tenant}/runs/r/checkpoints/{model}-{number}",
+                "model": model,
+                "step": str(number),
+                "content": content,
+                "evaluation": content,
+            },
+            measurements={"original_perplexity": 10.0},
+            base_model="",
+            traceparent="",
+        )
+
+    def look(self, times: int = 1, seconds: float = 0.5) -> None:
+        """Let the controller look, with time passing in between."""
+        for _ in range(times):
+            self.controller.look()
+            self.clock.advance(seconds)
+
+    def serve(self, number: int = 1, model: str = "demo") -> None:
+        """Finish an artifact and look until it serves."""
+        self.finish(number, model)
+        self.look(20)
+
+    def version(self, number: int, model: str = "demo") -> Version:
+        found = self.catalogue.version("acme", model, number)
+        assert found is not None
+        return found
+
+    def rollout_states(self) -> list[str]:
+        """Of all rollouts, oldest first."""
+        found = self.catalogue.rollouts("acme", "", "", 100)
+        return [rollout.state.value for rollout in reversed(found)]
+
+    def shares(self, model: str = "demo") -> dict[int, float]:
+        """What gateways are told: version -> share."""
+        routes: dict[str, Route] = {route.model: route for route in self.control.routes()[1]}
+        if model not in routes:
+            return {}
+        return {target.version: target.share for target in routes[model].targets}
+
+    def facts(self) -> list[str]:
+        """Kinds of the recorded facts, in order."""
+        with self.database.transaction() as connection:
+            query = select(OUTBOX.c.document).order_by(OUTBOX.c.sequence)
+            documents: list[Any] = list(connection.execute(query).scalars())
+        return [cloudevent.from_json(document).fact.fact for document in documents]
