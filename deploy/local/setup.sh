@@ -109,11 +109,12 @@ install_own() {
   pip_in "$mesh" install --no-deps --no-build-isolation "${arguments[@]}"
 }
 
+only="${1:-}" # "triton" makes that environment alone, as its image does
 python="$(choose_python)"
 version="$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
 
 wanted="$(digest "$locks/mesh.txt" "$locks/dev.txt") $version"
-if ! stamped "$mesh/.millrace-lock" "$wanted"; then
+if [[ $only != triton ]] && ! stamped "$mesh/.millrace-lock" "$wanted"; then
   step "system packages" system_packages "$version" "$python"
   step ".venv from $(grep -c == "$locks/mesh.txt") + $(grep -c == "$locks/dev.txt") pins" install_mesh
   echo "$wanted" >"$mesh/.millrace-lock"
@@ -128,7 +129,7 @@ fi
 
 shopt -s nullglob
 own=(libs/*/pyproject.toml services/*/pyproject.toml)
-if ((${#own[@]})); then
+if [[ $only != triton ]] && ((${#own[@]})); then
   wanted="$(printf '%s\n' "${own[@]}" | cat - "${own[@]}" | sha256sum) $(cat "$mesh/.millrace-lock")"
   if ! stamped "$mesh/.millrace-own" "$wanted"; then
     step "${#own[@]} own packages, editable" install_own "${own[@]}"
