@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from millrace_runtime.jobs import PARENT_VARIABLE
 from millrace_runtime.leases import Lease, LeaseLost
 from millrace_runtime.work import JobFailure, JobResult, JobStopped, Worker, run_job
 from millrace_testkit.clock import FakeClock
@@ -202,3 +203,12 @@ def test_a_worker_outlives_work_that_fails(clock: FakeClock) -> None:
     worker.drain()
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_a_job_whose_parent_has_gone_before_it_could_ask_ends(job: str, tmp_path: Path) -> None:
+    (tmp_path / "spec.json").write_text('{"mode": "good"}')
+    command = [sys.executable, "-m", job, tmp_path / "spec.json"]
+    for parent, status in ((os.getpid(), 0), (os.getpid() + 1, -signal.SIGKILL)):
+        environment = {**os.environ, PARENT_VARIABLE: str(parent)}
+        done = subprocess.run(command, env=environment, capture_output=True)
+        assert done.returncode == status

@@ -34,6 +34,7 @@ from millrace_tuner.settings import TunerSettings
 
 TOKEN = "an-internal-secret"
 FILE = "tenants/acme/files/file-1"
+EPOCHS = 8  # of 57 examples, 4 a step
 
 
 class RunningService:
@@ -182,8 +183,8 @@ def checkpoints(service: RunningService, name: str) -> list[pb.Checkpoint]:
 def test_killed_amid_training_it_goes_on_and_the_job_succeeds_once_its_model_serves(
     service: RunningService, nats_server: NatsServer, neighbours: Neighbours, tmp_path: Path
 ) -> None:
-    name = create(service, epochs=20)
-    wait_until(lambda: len(checkpoints(service, name)) >= 2, 60, "two checkpoints")
+    name = create(service, epochs=EPOCHS)
+    wait_until(lambda: len(checkpoints(service, name)) >= 2, 120, "two checkpoints")
     assert service.job(name).state == lifecycle.WORK_STATE_RUNNING
     trainers = service.children()
     service.kill()
@@ -191,18 +192,20 @@ def test_killed_amid_training_it_goes_on_and_the_job_succeeds_once_its_model_ser
     assert trainers
     assert alive == []  # a killed service leaves no job behind
     before = {path.name for path in (tmp_path / "data/tuning").glob("*/*/checkpoint-*")}
-    assert len(before) < 20
+    assert len(before) < EPOCHS
     service.start()
-    wait_until(lambda: service.job(name).progress.phase == "rollout", 90, "the training's end")
+    wait_until(lambda: service.job(name).progress.phase == "rollout", 240, "the training's end")
 
     made = checkpoints(service, name)
-    assert [checkpoint.step for checkpoint in reversed(made)] == list(range(15, 301, 15))
-    assert len({checkpoint.content.digest for checkpoint in made}) == 20
+    assert [checkpoint.step for checkpoint in reversed(made)] == list(
+        range(15, 15 * EPOCHS + 1, 15)
+    )
+    assert len({checkpoint.content.digest for checkpoint in made}) == EPOCHS
     final = made[0]
     assert final.final
     assert final.train_loss < made[-1].train_loss
     (upload,) = neighbours.data.uploads
-    assert upload[1].count(b"\n") == 301  # a line a step, none lost, none twice
+    assert upload[1].count(b"\n") == 15 * EPOCHS + 1  # a line a step, none lost, none twice
 
     message = registry_events.RolloutSettled(checkpoint=final.name, model=final.model)
     fact, trace = fact_of(type(message)), service.job(name).traceparent
@@ -214,12 +217,12 @@ def test_killed_amid_training_it_goes_on_and_the_job_succeeds_once_its_model_ser
     wait_until(lambda: _ends(nats_server.url) == 1, 10, "job.succeeded")
     said = [event["subject"].split(".", 3)[3] for event in facts_on(nats_server.url)]
     assert said.count("job.started") == 1
-    assert said.count("checkpoint.finished") == 20
+    assert said.count("checkpoint.finished") == EPOCHS
     request = pb.ListJobEventsRequest(parent=name, page_size=1000)
     told = [event.message for event in service.call("ListJobEvents", request).events]
     assert told[0] == "The job has successfully completed"
     assert told.count("Fine-tuning job started") == 1
-    path = tmp_path / "data/tuning/acme" / name.rpartition("/")[2] / "checkpoint-00000300"
+    path = tmp_path / "data/tuning/acme" / name.rpartition("/")[2] / f"checkpoint-{15 * EPOCHS:08d}"
     assert manifest.verify(path, final.content.digest).metadata["final"]
 
     assert service.process is not None
@@ -250,15 +253,15 @@ def _ends(url: str) -> int:
 
 def test_pausing_stops_the_training_and_resuming_ends_it(service: RunningService) -> None:
     name = create(service, epochs=20)
-    wait_until(lambda: service.job(name).progress.phase == "train", 40, "training")
+    wait_until(lambda: service.job(name).progress.phase == "train", 120, "training")
     paused = service.call("PauseJob", pb.PauseJobRequest(name=name)).job
     assert paused.state == lifecycle.WORK_STATE_PAUSED
-    wait_until(lambda: not service.children(), 15, "the trainer's end")
+    wait_until(lambda: not service.children(), 30, "the trainer's end")
     completed = service.job(name).progress.completed
     service.call("ResumeJob", pb.ResumeJobRequest(name=name))
-    wait_until(lambda: service.job(name).progress.completed > completed, 40, "more training")
+    wait_until(lambda: service.job(name).progress.completed > completed, 120, "more training")
     service.call("CancelJob", pb.CancelJobRequest(name=name))
-    wait_until(lambda: not service.children(), 15, "the trainer's end")
+    wait_until(lambda: not service.children(), 30, "the trainer's end")
     assert service.job(name).state == lifecycle.WORK_STATE_CANCELLED
     count = 'millrace_tuning_work_count{state="CANCELLED"} 1.0'
     wait_until(lambda: count in service.get("metrics"), 10, "the metric")

@@ -1,7 +1,6 @@
 """The run inside the job, in this process."""
 
 import io
-import math
 from pathlib import Path
 from typing import Any
 
@@ -133,33 +132,6 @@ def test_the_digest_of_a_specification_is_of_what_is_trained_only(spec: Spec) ->
     changed: dict[str, Any] = {"seed": 9, "adapter": None, "training_file_sha256": "sha256:0"}
     for key, value in changed.items():
         assert spec.model_copy(update={key: value}).digest != spec.digest
-
-
-def test_tracking_reaches_mlflow_and_finds_its_run_again(tmp_path: Path) -> None:
-    from mlflow.tracking import MlflowClient
-
-    from millrace_tuner.jobs.tracking import Tracking
-
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    for step in (1, 2):  # as a job that was started twice
-        tracking = Tracking(uri, "ftjob-1", "ft:demo", {"seed": 7})
-        tracking.log(step, {"train_loss": math.e / step})
-        tracking.close()
-    client = MlflowClient(tracking_uri=uri)
-    experiment = client.get_experiment_by_name("ft:demo")
-    (run,) = client.search_runs([experiment.experiment_id])
-    assert run.data.params == {"seed": "7"}
-    history = client.get_metric_history(run.info.run_id, "train_loss")
-    assert [(m.step, m.value) for m in history] == [(1, math.e), (2, math.e / 2)]
-
-
-def test_tracking_that_fails_leaves_the_run_alone(capfd: pytest.CaptureFixture[str]) -> None:
-    from millrace_tuner.jobs.tracking import Tracking
-
-    tracking = Tracking("nonsense://", "ftjob-1", "ft:demo", {})
-    tracking.log(1, {"train_loss": 1.0})
-    tracking.close()
-    assert "tracking at MLflow ends" in capfd.readouterr().err
 
 
 def test_a_state_is_kept_only_until_the_next(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Sequence
 
-from millrace_mesh import processes, shared_secrets, state
+from millrace_mesh import processes, retention, shared_secrets, state
 from millrace_mesh.child import Child
 from millrace_mesh.layout import Layout, require_free_ports
 from millrace_mesh.log import MeshLog, watched_stream
@@ -137,6 +137,7 @@ def run(layout: Layout, *, quiet: bool = False) -> None:
         require_free_ports(layout)
         for directory in layout.directories():
             directory.mkdir(parents=True, exist_ok=True)
+        retention.remove_oldest(layout.home.traces)
         specs = processes.mesh(layout, shared_secrets.load_or_make(layout.home.secrets))
         names = [spec.name for spec in specs]
         with contextlib.closing(

@@ -30,6 +30,7 @@ Settings = TypeVar("Settings", bound=BaseModel)
 class Runs(Protocol):
     """Rows of runs (``store.RunStore``)."""
 
+    def made_by(self, tenant: str, request: RequestKey) -> Run | None: ...
     def add(self, run: Run, request: RequestKey) -> Run: ...
     def get(self, tenant: str, id: str) -> Run | None: ...
     def page(self, tenant: str, before_id: str, count: int) -> list[Run]: ...
@@ -90,11 +91,14 @@ class TrainerApp:
     ) -> Run:
         """Ask for a run; it waits for its dataset where that is not ready yet.
 
+        A run that continues a checkpoint has the architecture of the run that made it.
+
         Raises:
             InvalidArgument: naming the field that is wrong.
             AlreadyExists: the request id was used for another request.
         """
-        self._require_checkpoint(tenant, initial_checkpoint)
+        if made := self._runs.made_by(tenant, request):
+            return made
         now = self._now()
         run = Run(
             tenant=tenant,
@@ -102,7 +106,7 @@ class TrainerApp:
             model=model,
             dataset_name=dataset_name,
             initial_checkpoint=initial_checkpoint,
-            architecture=_complete(Architecture, "architecture", architecture),
+            architecture=self._architecture(tenant, initial_checkpoint, architecture),
             hyperparameters=_complete(Hyperparameters, "hyperparameters", hyperparameters),
             dataset=self._dataset_of(tenant, dataset_name),
             create_time=now,
@@ -128,12 +132,26 @@ class TrainerApp:
             )
         return found
 
-    def _require_checkpoint(self, tenant: str, name: str) -> None:
-        if not name:
-            return
-        _, owner, _, run_id, _, id = name.split("/")
-        if owner != tenant or self._runs.get_checkpoint(tenant, run_id, id) is None:
-            raise InvalidArgument(f"there is no checkpoint {name}", field="initial_checkpoint")
+    def _architecture(
+        self, tenant: str, initial_checkpoint: str, wanted: Mapping[str, int]
+    ) -> Mapping[str, int]:
+        if not initial_checkpoint:
+            return _complete(Architecture, "architecture", wanted)
+        _, owner, _, run_id, _, id = initial_checkpoint.split("/")
+        source = self._runs.get(tenant, run_id)
+        is_there = self._runs.get_checkpoint(tenant, run_id, id) is not None
+        if owner != tenant or source is None or not is_there:
+            raise InvalidArgument(
+                f"there is no checkpoint {initial_checkpoint}", field="initial_checkpoint"
+            )
+        for field, value in wanted.items():
+            if value != source.architecture[field]:
+                raise InvalidArgument(
+                    f"architecture.{field}: the initial checkpoint's is "
+                    f"{source.architecture[field]}; leave it out, or start from random weights",
+                    field=f"architecture.{field}",
+                )
+        return source.architecture
 
     def get(self, tenant: str, id: str) -> Run:
         """
@@ -240,7 +258,10 @@ class TrainerApp:
         for state in State:
             _COUNT.labels(state.value).set(counts.get(state.value, 0))
         for name in self._runs.waiting_datasets():
-            found = self._datasets.find(name)
+            try:
+                found = self._datasets.find(name)
+            except NotFound as error:
+                found = Failure("DATASET_NOT_FOUND", str(error))
             if isinstance(found, Content):
                 self.dataset_ready(name, found)
             elif isinstance(found, Failure):

@@ -60,6 +60,16 @@ class RunStore:
         self._duration = timedelta(seconds=lease_seconds)
         self._now = now
 
+    def made_by(self, tenant: str, request: RequestKey) -> Run | None:
+        """The run that the same request made before.
+
+        Raises:
+            AlreadyExists: the request id was used for another request.
+        """
+        with self._database.transaction() as connection:
+            made = idempotency.find_made(connection, RUNS, tenant, request.id, request.digest)
+            return None if made is None else run_of(connection.execute(_by_id(made)).one())
+
     def add(self, run: Run, request: RequestKey) -> Run:
         """Add a QUEUED run, or return the one that the same request made before.
 
@@ -219,7 +229,9 @@ class RunStore:
         with self._database.transaction() as connection:
             run = self._write(connection, lease, parameter_count=parameter_count)
             insert = _insert(connection, CHECKPOINTS).values(**checkpoint_values(checkpoint))
-            if connection.execute(insert.on_conflict_do_nothing()).rowcount == 1:
+            # psycopg counts no rows of an INSERT here: what it returns tells whether it happened.
+            made = insert.on_conflict_do_nothing().returning(CHECKPOINTS.c.id)
+            if connection.execute(made).first() is not None:
                 self._record(connection, CheckpointFinished(checkpoint), run.traceparent)
 
     def count_attempt(self, lease: Lease) -> int:

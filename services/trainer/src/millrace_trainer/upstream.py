@@ -7,8 +7,6 @@ from millrace_runtime.channel import call
 from millrace_trainer import convert
 from millrace_trainer.domain import Content, Failure
 
-_NEVER_READY = (lifecycle_pb2.WORK_STATE_FAILED, lifecycle_pb2.WORK_STATE_CANCELLED)
-
 
 class DataServiceDatasets:
     """``app.Datasets`` over gRPC."""
@@ -20,6 +18,8 @@ class DataServiceDatasets:
         dataset = call(self._data.GetDataset, data_pb2.GetDatasetRequest(name=name)).dataset
         if dataset.state == lifecycle_pb2.WORK_STATE_SUCCEEDED:
             return convert.content_from_proto(dataset.content)
-        if dataset.state in _NEVER_READY:
+        if dataset.state == lifecycle_pb2.WORK_STATE_FAILED:
             return convert.failure_from_proto(dataset.failure)
+        if dataset.state == lifecycle_pb2.WORK_STATE_CANCELLED:
+            return Failure("CANCELLED", "the dataset was cancelled before it was built")
         return None

@@ -8,9 +8,10 @@ have eight examples where that leaves ten steps an epoch: on CPUs smaller ones o
 
 from millrace_tuner.domain import Adapter, Hyperparameters
 
-# Of a low-rank adapter, at multiplier 1: about ten times that of full fine-tuning
-# (Schulman et al. 2025, "LoRA Without Regret").
-BASE_LEARNING_RATE = 1e-3
+# Of a low-rank adapter, at multiplier 1. It is about ten times that of full fine-tuning, and
+# falls with the model's width (Schulman et al. 2025, "LoRA Without Regret"); this one suits
+# models of a few million parameters. For wider ones the multiplier is the place to say less.
+BASE_LEARNING_RATE = 2e-3
 
 AUTO = Hyperparameters(epochs=0, batch_size=0, learning_rate_multiplier=0.0)
 DEFAULT_ADAPTER = Adapter(rank=16, alpha=32.0, dropout=0.0)

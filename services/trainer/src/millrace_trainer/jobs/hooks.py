@@ -8,8 +8,6 @@ from millrace_runtime.jobs import Reporter
 from millrace_runtime.tracking import Tracking
 from millrace_trainer.jobs.checkpoint import Committed
 
-_REPORT_SECONDS = 0.5
-
 
 class Hook(Protocol):
     """A listener; what it raises ends the run, so a listener that may fail catches for itself."""
@@ -22,16 +20,17 @@ class Hook(Protocol):
 
 
 class ReportProgress:
-    """Tells the service, twice a second at most, and of every checkpoint."""
+    """Tells the service, every ``period_seconds`` at most, and of every checkpoint."""
 
-    def __init__(self, reporter: Reporter, total_steps: int) -> None:
+    def __init__(self, reporter: Reporter, total_steps: int, period_seconds: float) -> None:
         self._reporter = reporter
         self._total = total_steps
+        self._period = period_seconds
         self._last = 0.0
 
     def on_step(self, step: int, metrics: dict[str, float]) -> None:
         now = time.monotonic()
-        if now - self._last >= _REPORT_SECONDS or step == self._total:
+        if now - self._last >= self._period or step == self._total:
             self._last = now
             self._reporter.progress("train", step, self._total, metrics)
 

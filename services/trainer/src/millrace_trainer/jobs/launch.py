@@ -1,31 +1,82 @@
 """``python -m millrace_trainer.jobs.launch SPEC.json``: run the training job under torchrun.
 
 This process becomes torchrun (exec keeps the death signal), so that torchrun dies with the
-service, and each rank, asking for the same signal, with torchrun. The rendezvous is torchrun's
-own, on a free port of the loopback interface: two runs at once do not meet.
+service, and each rank, asking for the same signal, with torchrun.
+
+The ranks find one another through files in a directory of this launch alone. So two runs at
+once cannot meet, and nothing listens outside the loopback interface: torchrun's ``--standalone``
+would open its store, which asks nobody for a password, on every interface.
 """
 
-import json
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
-from millrace_runtime.jobs import die_with_parent
+from pydantic import ValidationError
 
-_JOB_MODULE = "millrace_trainer.jobs.pretrain"
+from millrace_runtime.jobs import PARENT_VARIABLE, Reporter, die_with_parent
+from millrace_trainer.jobs.specification import Spec
+
+STORE_VARIABLE = "MILLRACE_TRAINER_STORE"
+"""Names the file store of the ranks (``file://…``); unset, torch's own variables are read."""
+
+_JOB_MODULE = "millrace_trainer.jobs.rank"
+_MEETING_PREFIX = "torchrun-"
 
 
 def main() -> None:
+    """Never returns."""
     die_with_parent()
-    spec_path = sys.argv[1]
-    settings = json.loads(Path(spec_path).read_text())
-    processes = settings.get("hyperparameters", {}).get("processes", 1)
-    threads = max(1, settings.get("threads", 1) // processes)
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *torchrun, "-m", _JOB_MODULE, spec_path]
-    os.execv(sys.executable, command)  # noqa: S606  # our own arguments, no shell
+    spec_path = Path(sys.argv[1]).resolve()
+    spec = _read(spec_path)
+    processes = spec.hyperparameters.processes
+    meeting = _meeting_place(spec_path.parent)
+    os.environ |= {
+        "OMP_NUM_THREADS": str(max(1, spec.threads // processes)),
+        PARENT_VARIABLE: str(os.getpid()),  # torchrun's too, and it is the ranks' parent
+        "GLOO_SOCKET_IFNAME": "lo",
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        STORE_VARIABLE: (meeting / "ranks").as_uri(),
+    }
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *_options(meeting, processes)]
+    os.execv(sys.executable, [*torchrun, "-m", _JOB_MODULE, str(spec_path)])  # noqa: S606
+
+
+def _read(path: Path) -> Spec:
+    """The specification, said to have begun with; a wrong one ends the process.
+
+    Importing torch twice over comes after this, and takes seconds.
+    """
+    reporter = Reporter(sys.stdout)
+    try:
+        spec = Spec.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        reporter.report("error", reason="INVALID_SPEC", message=str(error))
+        sys.exit(1)
+    reporter.progress("start", 0, spec.hyperparameters.total_steps)
+    return spec
+
+
+def _meeting_place(parent: Path) -> Path:
+    """An empty directory. Those of earlier launches, which could not tidy after exec, go."""
+    for old in parent.glob(f"{_MEETING_PREFIX}*"):
+        shutil.rmtree(old, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=_MEETING_PREFIX, dir=parent))
+
+
+def _options(meeting: Path, processes: int) -> list[str]:
+    return [
+        "--nnodes=1",
+        f"--nproc-per-node={processes}",
+        "--rdzv-backend=c10d",
+        "--rdzv-conf=store_type=file",
+        f"--rdzv-endpoint={meeting / 'agent'}",
+        f"--rdzv-id={meeting.name}",
+        "--local-addr=127.0.0.1",
+        f"--log-dir={meeting / 'log'}",
+    ]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What a training job is told."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -62,7 +62,20 @@ class Hyperparameters(BaseModel):
 
 
 class Spec(BaseModel):
-    """One training run. Checkpoints go to ``output_directory/step-00000100``."""
+    """One training run.
+
+    Attributes:
+        dataset_path: a committed dataset: ``tokenizer/``, ``train-*.npy``, ``heldout-*.npy``.
+        output_directory: the run's own; checkpoints are committed as ``step-00000100`` in it.
+        initial_checkpoint_path: a committed checkpoint whose weights are begun with; None begins
+            with random ones.
+        zero_stage: what the ranks share out: 0 nothing, 1 the optimizer's state, 2 gradients too
+            (ZeRO, arXiv:1910.02054).
+        evaluation_sequences: held-out sequences that are measured at each checkpoint.
+        report_seconds: progress is told at most this often.
+        threads: over all processes.
+        compile: let torch.compile rewrite the model; it needs a C++ compiler on the CPU.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -77,6 +90,23 @@ class Spec(BaseModel):
     hyperparameters: Hyperparameters = Hyperparameters()
     zero_stage: Literal[0, 1, 2] = 2
     evaluation_sequences: int = Field(default=16, ge=1)
+    report_seconds: float = Field(default=0.5, ge=0)
     threads: int = Field(default=2, ge=1)
     compile: bool = False
     mlflow_tracking_uri: str | None = None
+
+    @model_validator(mode="after")
+    def initial_checkpoint_is_named_whole(self) -> "Spec":
+        if (self.initial_checkpoint_path is None) != (self.initial_checkpoint_digest is None):
+            raise ValueError("initial_checkpoint_path and initial_checkpoint_digest go together")
+        return self
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.hyperparameters.batch_sequences * self.architecture.context_length
+
+    def identity(self) -> dict[str, Any]:
+        """What the trained weights follow from; where things lie and how fast is no part of it."""
+        where = {"dataset_path", "output_directory", "initial_checkpoint_path"}
+        how = {"report_seconds", "threads", "compile", "mlflow_tracking_uri"}
+        return self.model_dump(mode="json", exclude=where | how)

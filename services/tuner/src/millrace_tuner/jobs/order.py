@@ -1,8 +1,8 @@
 """The order in which an epoch takes its examples, from the seed and the epoch alone.
 
 Random, but for this: examples of like length share a batch, so that little of it is padding
-(measured on 391 instruction pairs: 1.9 times the tokens per second). An order that depends on
-nothing else is the same after a restart, wherever in the epoch that was.
+(391 instruction pairs of 144 tokens on average, batches of 8: 59 k tokens instead of 119 k). An
+order that depends on nothing else is the same after a restart, wherever in the epoch it came.
 """
 
 from collections.abc import Iterator, Sequence

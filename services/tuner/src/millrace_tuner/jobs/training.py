@@ -26,6 +26,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from millrace_runtime import manifest
 from millrace_runtime.jobs import Reporter
+from millrace_runtime.tracking import Tracking
 from millrace_tuner.jobs import adapter, checkpoint, evaluation, examples
 from millrace_tuner.jobs.cancellation import Cancellation
 from millrace_tuner.jobs.checkpoint import Committed
@@ -36,7 +37,6 @@ from millrace_tuner.jobs.metrics import MetricsFile
 from millrace_tuner.jobs.order import EpochSampler
 from millrace_tuner.jobs.recorder import Recorder
 from millrace_tuner.jobs.specification import Spec
-from millrace_tuner.jobs.tracking import Tracking
 
 _MICRO_BATCH_TOKENS = 16_384  # what one forward pass holds at most, padding included
 _WARMUP_FRACTION = 0.03
