@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.panel import Panel
 from rich.rule import Rule
@@ -13,6 +14,7 @@ from millrace_client.api import Json
 from millrace_client.commands import trace as trace_command
 from millrace_client.commands.events import line
 from millrace_client.commands.models import VERSION_COLUMNS
+from millrace_client.home import DEFAULT_HOME, HOME_VARIABLE
 from millrace_client.output import table
 from millrace_mesh.demo import facts, timings
 from millrace_mesh.demo.answers import Answers
@@ -20,7 +22,6 @@ from millrace_mesh.demo.canary import CanaryWatch
 from millrace_mesh.demo.session import Session
 from millrace_mesh.demo.timings import Timing
 from millrace_mesh.demo.traffic import Traffic
-from millrace_mesh.layout import BASE_PORT_VARIABLE, DEFAULT_BASE_PORT
 
 _QUIET_FACTS = ("key.created",)
 
@@ -107,11 +108,10 @@ def timings_table(rows: Sequence[Timing]) -> Table:
 def show_places(session: Session, outcome: Outcome) -> None:
     """Where to look, and how to stop."""
     layout, console = session.layout, session.screen.console
-    prefix = ""
-    if layout.base_port != DEFAULT_BASE_PORT:
-        prefix = f"{BASE_PORT_VARIABLE}={layout.base_port} "
+    is_default = layout.home.path == Path(DEFAULT_HOME).absolute()
+    prefix = "" if is_default else f"{HOME_VARIABLE}={layout.home.path} "
     places = {
-        "talk": f"millrace chat {outcome.tuned_model}",
+        "talk": f"{prefix}millrace chat {outcome.tuned_model}",
         "any OpenAI client": 'eval "$(millrace env)"',
         "REST, OpenAPI": f"{layout.gateway_url}/v1, {layout.gateway_url}/openapi.json",
         "gRPC": layout.address("gateway.grpc"),
@@ -119,7 +119,7 @@ def show_places(session: Session, outcome: Outcome) -> None:
         "traces": f"millrace trace   ({layout.home.traces})",
         "metrics": f"{layout.gateway_url}/metrics",
         "Triton's metrics": f"{layout.url('triton.metrics')}/metrics",
-        "lineage": f"millrace lineage {outcome.tuned_model}@1",
+        "lineage": f"millrace lineage {outcome.tuned_model}",
         "logs": f"millrace logs --follow   ({layout.home.logs})",
         "stop": f"{prefix}make down",
     }
