@@ -61,4 +61,4 @@ clean: down ## Remove environments and state
 .PHONY: checks-tools release-contracts
 checks-tools: deploy/checks/node_modules/.package-lock.json
 deploy/checks/node_modules/.package-lock.json: deploy/checks/package-lock.json
-	@cd deploy/checks && npm ci --silent --no-audit --no-fund
+	@cd deploy/checks && npm install --silent --no-audit --no-fund --omit-lockfile-registry-resolved

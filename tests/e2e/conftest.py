@@ -1,5 +1,6 @@
 """One mesh for all end-to-end tests, and the things that most of them start from."""
 
+import json
 import os
 import random
 import socket
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from openai.types.fine_tuning import FineTuningJob
 
 from millrace_client.home import Home
 from millrace_mesh import control
@@ -84,3 +86,45 @@ def model(mesh: Mesh, dataset: str) -> str:
 
     mesh.until(served, "the last checkpoint is served", 180)
     return "plain"
+
+
+@pytest.fixture(scope="session")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty conversations about small sums."""
+    path = tmp_path_factory.mktemp("examples") / "sums.jsonl"
+    lines = [
+        {
+            "messages": [
+                {"role": "user", "content": f"What is {n} + {n}?"},
+                {"role": "assistant", "content": f"It is {2 * n}."},
+            ]
+        }
+        for n in range(30)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tuned(mesh: Mesh, model: str, examples: Path) -> FineTuningJob:
+    """A fine-tuning job that ran to its end, asked for as OpenAI's guide does."""
+    client = mesh.openai
+    with examples.open("rb") as stream:
+        file = client.files.create(file=stream, purpose="fine-tune")
+    assert file.bytes == examples.stat().st_size
+    job = client.fine_tuning.jobs.create(
+        model=model,
+        training_file=file.id,
+        suffix="sums",
+        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2}}},
+        seed=1,
+    )
+    assert job.status in ("validating_files", "queued", "running")
+
+    def ended() -> FineTuningJob | None:
+        found = client.fine_tuning.jobs.retrieve(job.id)
+        return found if found.status in ("succeeded", "failed", "cancelled") else None
+
+    found = mesh.until(ended, "the fine-tuning job ends", 240)
+    assert found.status == "succeeded", found.error
+    return found

@@ -1,6 +1,5 @@
 """What users of the `openai` package rely on, with the package as it is."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,48 +9,6 @@ import pytest
 from openai.types.fine_tuning import FineTuningJob
 
 from tests.e2e.lifecycle import Mesh
-
-
-@pytest.fixture(scope="module")
-def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thirty conversations about small sums."""
-    path = tmp_path_factory.mktemp("examples") / "sums.jsonl"
-    lines = [
-        {
-            "messages": [
-                {"role": "user", "content": f"What is {n} + {n}?"},
-                {"role": "assistant", "content": f"It is {2 * n}."},
-            ]
-        }
-        for n in range(30)
-    ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
-
-
-@pytest.fixture(scope="module")
-def tuned(mesh: Mesh, model: str, examples: Path) -> FineTuningJob:
-    """A fine-tuning job that ran to its end, asked for as OpenAI's guide does."""
-    client = mesh.openai
-    with examples.open("rb") as stream:
-        file = client.files.create(file=stream, purpose="fine-tune")
-    assert file.bytes == examples.stat().st_size
-    job = client.fine_tuning.jobs.create(
-        model=model,
-        training_file=file.id,
-        suffix="sums",
-        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2}}},
-        seed=1,
-    )
-    assert job.status in ("validating_files", "queued", "running")
-
-    def ended() -> FineTuningJob | None:
-        found = client.fine_tuning.jobs.retrieve(job.id)
-        return found if found.status in ("succeeded", "failed", "cancelled") else None
-
-    found = mesh.until(ended, "the fine-tuning job ends", 240)
-    assert found.status == "succeeded", found.error
-    return found
 
 
 def test_a_file_comes_back_as_it_went(mesh: Mesh, examples: Path) -> None:

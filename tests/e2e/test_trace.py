@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+from openai.types.fine_tuning import FineTuningJob
+
 from millrace.topology import edges
 from tests.e2e.lifecycle import Mesh
 
@@ -17,8 +19,8 @@ def spans(mesh: Mesh) -> list[dict[str, Any]]:
     return [span for span in found if span["traceId"] == mesh.trace_id]
 
 
-def test_every_hop_is_in_the_trace(mesh: Mesh, model: str) -> None:
-    mesh.openai.completions.create(model=model, prompt="import", max_tokens=2)
+def test_every_hop_is_in_the_trace(mesh: Mesh, tuned: FineTuningJob) -> None:
+    assert tuned.status == "succeeded"
 
     def hops() -> set[tuple[str, str, str]]:
         published = {
@@ -42,18 +44,18 @@ def test_every_hop_is_in_the_trace(mesh: Mesh, model: str) -> None:
             if other == subject
         }
 
-    wanted = {
-        edge for edge in edges() if edge[1] not in NOT_TAKEN and "tuner" not in (edge[0], edge[2])
-    }
+    wanted = {edge for edge in edges() if edge[1] not in NOT_TAKEN}
     mesh.until(lambda: wanted <= hops(), f"hops {wanted}", 30)
 
 
-def test_jobs_and_answers_are_in_the_trace(mesh: Mesh, model: str) -> None:
+def test_jobs_and_answers_are_in_the_trace(mesh: Mesh, model: str, tuned: FineTuningJob) -> None:
+    assert tuned.fine_tuned_model
     mesh.openai.completions.create(model=model, prompt="import", max_tokens=2)
     wanted = {
         "job data.build_dataset",
         "job trainer.pretrain",
         "job compressor.compress",
+        "job tuner.supervised",
         f"text_completion {model}",
     }
     mesh.until(lambda: wanted <= {span["name"] for span in spans(mesh)}, f"{wanted}", 30)
