@@ -1,5 +1,6 @@
 """Mistakes are said in the client's own shape, and leave nothing behind."""
 
+import json
 from typing import Any
 
 import grpc
@@ -21,7 +22,8 @@ def refused(mesh: Mesh, path: str, body: dict[str, Any], status: int = 400) -> d
 
 
 def test_a_malformed_file_names_line_and_field(mesh: Mesh) -> None:
-    lines = ['{"messages": [{"role": "user", "content": "a"}]}\n'] * 9 + ['{"messages": "x"}\n']
+    good = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    lines = [json.dumps({"messages": messages}) + "\n" for messages in (*[good] * 9, "x")]
     with pytest.raises(openai.BadRequestError) as caught:
         mesh.openai.files.create(file=("bad.jsonl", "".join(lines).encode()), purpose="fine-tune")
     assert "line 10" in str(caught.value)

@@ -36,7 +36,7 @@ def live(nats: NatsServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """A gateway connected to NATS; the facts of other services come through its own outbox."""
     mesh = Mesh(tmp_path_factory.mktemp("live"), nats_url=nats.url, event_heartbeat_seconds=0.3)
     mesh.start()
-    wait_until(lambda: mesh.http().get("/v1/events?follow=false").status_code == 200, 10, "NATS")
+    wait_until(lambda: mesh.http().get("/v1/events?follow=false").status_code == 200, 30, "NATS")
     yield mesh
     mesh.stop()
 
@@ -73,7 +73,7 @@ def parse(text: str) -> list[dict[str, Any]]:
 
 def wait_for(mesh: Mesh, identifier: str) -> None:
     wait_until(
-        lambda: identifier in [event["id"] for event in read(mesh)], 5, "the fact is published"
+        lambda: identifier in [event["id"] for event in read(mesh)], 20, "the fact is published"
     )
 
 
@@ -156,19 +156,19 @@ class Follower:
 def test_following_with_heartbeats_over_a_restart_of_nats(nats: NatsServer, tmp_path: Path) -> None:
     mesh = Mesh(tmp_path, nats_url=nats.url, event_heartbeat_seconds=0.3)
     mesh.start()
-    wait_until(lambda: mesh.http().get("/v1/events?follow=false").status_code == 200, 10, "NATS")
+    wait_until(lambda: mesh.http().get("/v1/events?follow=false").status_code == 200, 30, "NATS")
     first = record(mesh, uploaded(100))
     wait_for(mesh, first)
     follower = Follower(mesh, **{"last-event-id": first})
-    wait_until(lambda: ": heartbeat" in follower.text, 5, "a heartbeat")
+    wait_until(lambda: ": heartbeat" in follower.text, 20, "a heartbeat")
     second = record(mesh, uploaded(101))
-    wait_until(lambda: follower.ids == [second], 5, "the new fact")
+    wait_until(lambda: follower.ids == [second], 20, "the new fact")
     nats.kill()
     third = record(mesh, uploaded(102))
     nats.start()
-    wait_until(lambda: follower.ids == [second, third], 15, "the fact from meanwhile")
+    wait_until(lambda: follower.ids == [second, third], 45, "the fact from meanwhile")
     mesh.drain()
-    wait_until(lambda: follower.ended, 5, "draining ends the stream properly")
+    wait_until(lambda: follower.ended, 20, "draining ends the stream properly")
     follower.join()
     mesh.stop()
 
@@ -180,7 +180,7 @@ def test_a_stream_made_anew_is_read_by_the_same_positions(tmp_path: Path) -> Non
     mesh.start()
     try:
         wait_until(
-            lambda: mesh.http().get("/v1/events?follow=false").status_code == 200, 10, "NATS"
+            lambda: mesh.http().get("/v1/events?follow=false").status_code == 200, 30, "NATS"
         )
         ids = [record(mesh, uploaded(number)) for number in range(3)]
         wait_for(mesh, ids[-1])
@@ -194,7 +194,7 @@ def test_a_stream_made_anew_is_read_by_the_same_positions(tmp_path: Path) -> Non
             response = mesh.http().get("/v1/events?follow=false")
             return response.status_code == 200 and ids[-1] in response.text
 
-        wait_until(is_back, 15, "the history is published again")
+        wait_until(is_back, 45, "the history is published again")
         assert [event["id"] for event in read(mesh)] == before
         assert [event["id"] for event in read(mesh, f"after={ids[0]}")] == ids[1:]
     finally:
@@ -204,7 +204,7 @@ def test_a_stream_made_anew_is_read_by_the_same_positions(tmp_path: Path) -> Non
 
 def test_the_gateways_own_facts(live: Mesh) -> None:
     key, _ = live.keys.create(OPERATOR, "default", "", Role.MEMBER)
-    wait_until(lambda: key.id in json.dumps(read(live, "stage=gateway")), 5, "key.created")
+    wait_until(lambda: key.id in json.dumps(read(live, "stage=gateway")), 20, "key.created")
 
 
 def test_without_nats(mesh: Mesh) -> None:
