@@ -96,15 +96,11 @@ class Store:
 
     def run(self, spec: Spec) -> dict[str, Any]:
         """The job's result line."""
-        read, written = self._pipe()
-        compress.work(spec, Reporter(written))
-        written.flush()
-        self.reported = [json.loads(line) for line in read()]
-        return self.reported[-1]
-
-    def _pipe(self) -> tuple[Callable[[], list[str]], Any]:
         path = self.folder / "report.jsonl"
-        return lambda: path.read_text().splitlines(), path.open("w", encoding="utf-8")
+        with path.open("w", encoding="utf-8") as stream:
+            compress.work(spec, Reporter(stream))
+        self.reported = [json.loads(line) for line in path.read_text().splitlines()]
+        return self.reported[-1]
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from millrace_registry.domain import Content, Route, Version
 from millrace_registry.events import FactRecorder
 from millrace_registry.lineage_store import Lineage
 from millrace_registry.repository import ModelRepository
-from millrace_registry.schema import OUTBOX
+from millrace_registry.schema import OUTBOX, TRAFFIC
 from millrace_registry.store import Catalogue
 from millrace_registry.triton import Loaded, LoadFailed, TritonUnavailable
 from millrace_registry.triton_config import EngineSettings
@@ -25,7 +25,6 @@ from millrace_runtime import cloudevent, manifest
 from millrace_runtime.content import ContentStore
 from millrace_runtime.database import Database, migrate
 from millrace_runtime.outbox import Outbox
-from millrace_testkit.clock import FakeClock
 
 MIGRATIONS = Path(millrace_registry.__file__).parent / "migrations"
 TARGET = compressor_pb2.Target.Name(compressor_pb2.TARGET_OPENVINO_INT8)
@@ -53,6 +52,7 @@ class FakeTriton:
         for key in list(self.loaded):
             if key[0] == model and key[1] not in listed:
                 self.loaded[key] = Loaded("UNAVAILABLE", "unloaded")
+                self.silent.discard(key)
         failed = [number for number in listed if (model, number) in self.broken]
         for number in listed:
             reason = self.broken.get((model, number))
@@ -90,31 +90,33 @@ class FakeTriton:
 
 
 class World:
-    """The registry's parts around one database, with a played Triton and a clock moved by hand."""
+    """The registry's parts around one database.
 
-    def __init__(self, database: Database, folder: Path, clock: FakeClock) -> None:
+    With a played Triton and a clock moved by hand (``FakeClock``), unless others are given.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        folder: Path,
+        clock: Any,
+        *,
+        triton: Any = None,
+        endpoint: str = "triton:8001",
+    ) -> None:
         migrate(database, MIGRATIONS)
         self.database = database
         self.folder = folder
         self.clock = clock
+        self.artifacts: dict[str, Content] = {}
         self.content = ContentStore(str(folder / "data"), folder / "cache")
-        self.triton = FakeTriton(folder / "triton")
+        self.triton = triton or FakeTriton(folder / "triton")
+        self._endpoint = endpoint
         record = FactRecorder(Outbox(OUTBOX))
         self.catalogue = Catalogue(database, record, now=clock)
         self.lineage = Lineage(database)
         self.control = self.control_of("one")
-        self.controller = Controller(
-            self.control,
-            self.triton,
-            ModelRepository(folder / "triton", EngineSettings()),
-            self.content,
-            endpoint="triton:8001",
-            life="controller-1",
-            drain=timedelta(seconds=5),
-            ring=lambda: None,
-            now=clock,
-            monotonic=lambda: clock().timestamp(),
-        )
+        self.controller = self._controller("one", self.control)
         self.app = RegistryApp(
             self.catalogue,
             self.lineage,
@@ -124,12 +126,30 @@ class World:
             now=clock,
         )
 
+    def controller_of(self, owner: str) -> Controller:
+        """The controller of another registry on the same database and Triton."""
+        return self._controller(owner, self.control_of(owner))
+
+    def _controller(self, owner: str, control: ControlStore) -> Controller:
+        return Controller(
+            control,
+            self.triton,
+            ModelRepository(self.folder / "triton", EngineSettings()),
+            self.content,
+            endpoint=self._endpoint,
+            life=f"controller-{owner}",
+            drain=timedelta(seconds=5),
+            ring=lambda: None,
+            now=self.clock,
+            monotonic=lambda: self.clock().timestamp(),
+        )
+
     def control_of(self, owner: str) -> ControlStore:
         record = FactRecorder(Outbox(OUTBOX))
         return ControlStore(
             self.database,
             record,
-            endpoint="triton:8001",
+            endpoint=self._endpoint,
             owner=owner,
             lease_seconds=10,
             now=self.clock,
@@ -144,16 +164,22 @@ class World:
         (temporary / "tokenizer_config.json").write_text(json.dumps(tokenizer))
         (temporary / "weights.bin").write_text(name)
         digest = manifest.commit(temporary, target, "artifact", {})
-        return Content(self.content.publish(target), digest, 100)
+        self.artifacts[name] = Content(self.content.publish(target), digest, 100)
+        return self.artifacts[name]
 
     def finish(self, number: int, model: str = "demo", tenant: str = "acme") -> None:
         """The compressor finishes an artifact."""
+        self.artifact(f"{model}-{number}")
+        self.finish_again(number, model, tenant)
+
+    def finish_again(self, number: int, model: str = "demo", tenant: str = "acme") -> None:
+        """The fact of an artifact that was written before comes (again)."""
         content = {"uri": "file:///c", "digest": "sha256:" + "c" * 64, "size_bytes": "1"}
         self.app.artifact_finished(
             tenant,
             compression=f"tenants/{tenant}/compressions/{model}-{number}",
             target=TARGET,
-            artifact=self.artifact(f"{model}-{number}"),
+            artifact=self.artifacts[f"{model}-{number}"],
             checkpoint={
                 "name": f"tenants/{tenant}/runs/r/checkpoints/{model}-{number}",
                 "model": model,
@@ -196,7 +222,20 @@ class World:
 
     def facts(self) -> list[str]:
         """Kinds of the recorded facts, in order."""
+        return [event.fact.fact for event in self.events()]
+
+    def messages(self, kind: type[Any]) -> list[Any]:
+        """The recorded facts of one kind, in order."""
+        return [event.message for event in self.events() if isinstance(event.message, kind)]
+
+    def events(self) -> list[cloudevent.Event]:
         with self.database.transaction() as connection:
             query = select(OUTBOX.c.document).order_by(OUTBOX.c.sequence)
             documents: list[Any] = list(connection.execute(query).scalars())
-        return [cloudevent.from_json(document).fact.fact for document in documents]
+        return [cloudevent.from_json(document) for document in documents]
+
+    def gateways_counted(self, model: str) -> set[str]:
+        """Whose counters are kept."""
+        with self.database.transaction() as connection:
+            rows = connection.execute(select(TRAFFIC).where(TRAFFIC.c.model == model))
+            return {row.gateway for row in rows}

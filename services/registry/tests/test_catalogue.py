@@ -1,5 +1,7 @@
 """Models, versions, deployments and lineage, on SQLite and PostgreSQL."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,19 +10,26 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from registry_builders import World
 
-from millrace.topology import consumed_by
 from millrace_registry.domain import (
+    Canary,
     Deployment,
     LineageEdge,
     LineageNode,
     RequestKey,
+    RolloutState,
     Tracking,
     VersionState,
 )
-from millrace_registry.events import subscriptions
 from millrace_registry.schema import METADATA
 from millrace_runtime.database import Database
-from millrace_runtime.errors import Aborted, AlreadyExists, InvalidArgument, NotFound
+from millrace_runtime.errors import (
+    Aborted,
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+)
+from millrace_runtime.paging import decode_token, encode_token
 from millrace_testkit.clock import FakeClock
 
 
@@ -39,11 +48,6 @@ def test_the_migrations_make_the_schema(world: World) -> None:
         assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
 
 
-def test_it_subscribes_to_what_the_topology_says(world: World) -> None:
-    subscribed = {s.message.DESCRIPTOR.full_name for s in subscriptions(world.app)}
-    assert subscribed == {fact.type for fact in consumed_by("registry")}
-
-
 def test_an_artifact_told_of_twice_is_one_version(world: World) -> None:
     world.finish(1)
     world.finish(1)
@@ -56,14 +60,9 @@ def test_an_artifact_told_of_twice_is_one_version(world: World) -> None:
 
 
 def test_a_damaged_artifact_is_registered_as_quarantined(world: World) -> None:
-    world.artifact("demo-1")
-    (world.content.working_path("artifacts/demo-1") / "weights.bin").write_text("x")
-    damaged = world.content.working_path("artifacts/demo-1")
-    with pytest.MonkeyPatch.context() as patch:
-        digest = "sha256:" + "0" * 64
-        broken = replace(world.artifact("demo-2"), uri=damaged.as_uri(), digest=digest)
-        patch.setattr(world, "artifact", lambda name: broken)
-        world.finish(1)
+    content = world.artifact("demo-1")
+    (world.content.directory(content.uri, content.digest) / "weights.bin").write_text("x")
+    world.finish_again(1)
     assert world.version(1).state == VersionState.QUARANTINED
     assert world.facts() == ["version.registered", "version.quarantined"]
     assert world.rollout_states() == []
@@ -168,3 +167,143 @@ def test_lineage_goes_both_ways(world: World) -> None:
         found, edges = world.app.lineage("acme", start)
         assert {node.kind for node in found} == {"dataset", "run", "checkpoint"}
         assert sorted(edges, key=lambda edge: edge.cause) == chain
+
+
+def test_registrations_that_race_make_one_version_each(world: World) -> None:
+    for number in (1, 2, 3):
+        world.artifact(f"demo-{number}")
+    barrier = threading.Barrier(6)
+
+    def finish(number: int) -> None:
+        barrier.wait()
+        world.finish_again(number)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(finish, [1, 1, 2, 2, 3, 3]))
+    versions, _ = world.app.versions("acme", "demo", 10, "")
+    assert sorted(version.number for version in versions) == [1, 2, 3]
+    assert len({version.compression for version in versions}) == 3
+    assert world.facts() == ["version.registered"] * 3
+    assert len(world.rollout_states()) == 3
+
+
+def test_a_failed_transaction_leaves_neither_version_nor_rollout_nor_lineage(
+    world: World,
+) -> None:
+    """The fact is written in the transaction of its state: what undoes one undoes the other."""
+
+    def refuse(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    recorded, world.catalogue._record = world.catalogue._record, refuse
+    with pytest.raises(OSError, match="no space"):
+        world.finish(1)
+    assert world.app.versions("acme", "demo", 10, "") == ([], "")
+    assert world.rollout_states() == []
+    with pytest.raises(NotFound):
+        world.app.lineage("acme", "tenants/acme/models/demo/versions/1")
+    world.catalogue._record = recorded
+    world.finish(1)
+    assert world.version(1).number == 1
+
+
+def test_a_version_has_its_lineage_from_the_start(world: World) -> None:
+    world.finish(1)
+    (deployment,), _ = world.app.deployments("acme", 10, "")
+    nodes, edges = world.app.lineage("acme", "tenants/acme/models/demo/versions/1")
+    assert {node.kind for node in nodes} == {"compression", "version", "deployment"}
+    assert [(edge.cause, edge.effect) for edge in edges] == [
+        ("tenants/acme/compressions/demo-1", "tenants/acme/models/demo/versions/1"),
+        ("tenants/acme/models/demo/versions/1", deployment.name),
+        ("tenants/acme/runs/r/checkpoints/demo-1", "tenants/acme/compressions/demo-1"),
+    ]
+
+
+def test_pages_of_versions_go_on_after_the_one_that_a_token_names(world: World) -> None:
+    """The gateway makes such tokens itself, from the last item that it showed."""
+    for model in ("demo", "other"):
+        for number in (1, 2):
+            world.finish(number, model)
+            world.clock.advance(1)
+    found, token = world.app.versions("acme", "-", 2, encode_token("other@1"))
+    assert [(version.model, version.number) for version in found] == [("demo", 2), ("demo", 1)]
+    assert token == ""
+    _, token = world.app.versions("acme", "-", 3, "")
+    assert decode_token(token) == "demo@2"
+
+
+def test_pages_of_every_tenants_versions(world: World) -> None:
+    for tenant in ("acme", "globex"):  # at the same moment, under the same id
+        for number in (1, 2):
+            world.finish(number, tenant=tenant)
+    seen, token = [], ""
+    while True:
+        (version,), token = world.app.versions("-", "demo", 1, token)
+        seen.append((version.tenant, version.number))
+        if not token:
+            break
+    assert seen == [("globex", 2), ("globex", 1), ("acme", 2), ("acme", 1)]
+
+
+@pytest.mark.parametrize("reference", ["demo", "demo@9", "demo@x", "@", "globex/demo@1", "1 2 3"])
+def test_a_token_of_another_list_is_refused(world: World, reference: str) -> None:
+    world.finish(1)
+    world.finish(1, tenant="globex")
+    with pytest.raises(InvalidArgument, match="page_token"):
+        world.app.versions("acme", "-", 2, encode_token(reference))
+
+
+def test_steps_must_rise(world: World) -> None:
+    for steps in ((0.5, 0.25), (0.25, 0.25)):
+        with pytest.raises(InvalidArgument, match="larger than the one before"):
+            wanted = deployment(world, strategy=Canary(steps=steps))
+            world.app.create_deployment(wanted, RequestKey("", ""))
+
+
+def test_what_is_known_of_a_deleted_models_artifacts_is_not_read_again(world: World) -> None:
+    world.finish(1)
+    world.app.delete_model("acme", "demo")
+    content = world.artifact("demo-2")
+    damaged = world.content.directory(content.uri, content.digest) / "weights.bin"
+    damaged.write_text("x")
+    world.finish_again(2)
+    assert world.app.versions("acme", "demo", 10, "")[0][0].number == 1
+
+
+def test_a_deletion_ends_the_rollouts_and_says_so(world: World) -> None:
+    world.serve(1)
+    world.finish(2)
+    world.finish(3)
+    world.look(3)
+    world.app.delete_model("acme", "demo")
+    assert world.rollout_states() == ["SETTLED", "SUPERSEDED", "REVERSED"]
+    assert world.version(1).state == VersionState.RETIRED
+    assert "rollout.reversed" in world.facts()
+
+
+def test_what_has_ended_can_be_neither_promoted_nor_reversed(world: World) -> None:
+    world.finish(1)
+    (rollout,), _ = world.app.rollouts("acme", "demo", 10, "")
+    with pytest.raises(FailedPrecondition, match="PENDING"):
+        world.app.promote("acme", rollout.id)
+    world.look(1)
+    with pytest.raises(FailedPrecondition, match="LOADING"):
+        world.app.promote("acme", rollout.id)
+    world.look(3)
+    with pytest.raises(FailedPrecondition, match="SETTLED"):
+        world.app.reverse("acme", rollout.id, "")
+    assert world.app.promote("acme", rollout.id).state == RolloutState.SETTLED
+    with pytest.raises(NotFound):
+        world.app.promote("other", rollout.id)
+
+
+def test_a_quarantined_version_is_so_for_good(world: World) -> None:
+    world.serve(1)
+    world.serve(2)
+    world.app.quarantine("acme", "demo", 2, "bad")
+    world.app.quarantine("acme", "demo", 2, "worse")
+    assert world.version(2).state_reason == "bad"
+    assert world.facts().count("version.quarantined") == 1
+    assert world.app.resolve("acme", "demo").number == 1
+    world.look(20)
+    assert world.version(2).state == VersionState.QUARANTINED

@@ -1,11 +1,14 @@
 """The controller, with a Triton that is played."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from registry_builders import World
 
-from millrace_registry.domain import Traffic, VersionState
+from millrace.registry.v1 import events_pb2
+from millrace_registry.domain import Canary, Immediate, LineageNode, Traffic, VersionState
+from millrace_registry.transitions import RolloutChanged
 from millrace_runtime.database import Database
 from millrace_runtime.leases import LeaseLost
 from millrace_testkit.clock import FakeClock
@@ -184,3 +187,179 @@ def test_tuned_models_have_names_that_triton_takes(world: World) -> None:
     assert key[0].startswith("acme.ft.demo.acme.docs.k3x9ab.")
     assert ":" not in key[0]
     assert world.shares(model) == {1: 1.0}
+
+
+def test_a_silent_canary_is_repaired_without_disturbing_the_serving_version(world: World) -> None:
+    """Only the silent version is taken out: its neighbour's streams are not to be ended."""
+    world.serve(1)
+    world.finish(2)
+    world.look(3)
+    world.triton.silent.add(TWO)
+    for _ in range(20):
+        world.look()
+        assert ONE in world.triton.ready()
+        assert 1 in world.shares()
+    assert world.rollout_states() == ["SETTLED", "REVERSED"]
+    assert "does not answer" in world.version(2).state_reason
+
+
+def test_a_version_retires_only_after_its_drain(world: World) -> None:
+    world.serve(1)
+    world.finish(2)
+    while world.shares() != {2: 1.0}:
+        world.look()
+    world.look(8)  # 4 s of the 5
+    assert world.triton.ready() == {ONE, TWO}
+    world.look(4)
+    assert world.triton.ready() == {TWO}
+
+
+def test_a_user_who_ends_a_rollout_amid_a_look_is_not_overruled(world: World) -> None:
+    world.serve(1)
+    world.finish(2)
+    world.look(3)
+    (stale,) = world.control.desired(world.clock())[0].rollouts
+    world.app.reverse("acme", stale.id, "it is rude")
+    for write in (
+        lambda: world.control.enter_step(stale, 0, 0.5, Traffic(), Traffic()),
+        lambda: world.control.settle(stale, Traffic(), "fine"),
+        lambda: world.control.reverse(stale, Traffic(), "no"),
+        lambda: world.control.count(stale, Traffic(1, 0)),
+    ):
+        with pytest.raises(RolloutChanged):
+            write()
+    assert world.catalogue.rollout("acme", stale.id).reason == "reversed by hand: it is rude"
+    assert world.version(2).state == VersionState.RETIRED
+    assert world.facts().count("rollout.reversed") == 1
+    world.look()
+    assert world.shares() == {1: 1.0}
+
+
+def test_a_deployment_made_immediate_amid_a_canary_settles_it(world: World) -> None:
+    world.serve(1)
+    world.finish(2)
+    world.look(3)
+    (deployment,), _ = world.app.deployments("acme", 10, "")
+    world.app.update_deployment(replace(deployment, strategy=Immediate()), None)
+    world.look(2)
+    assert world.shares() == {2: 1.0}
+
+
+def test_a_quarantined_start_of_a_canary_leaves_nothing_behind(world: World) -> None:
+    """The successor that stood in for the quarantined version retires like any other."""
+    world.serve(1)
+    world.serve(2)
+    world.finish(3)
+    world.look(3)
+    world.app.quarantine("acme", "demo", 2, "it saw what it should not have seen")
+    assert world.version(1).state == VersionState.SERVING
+    world.look(40)
+    assert world.shares() == {3: 1.0}
+    assert world.version(1).state == VersionState.RETIRED
+    assert world.triton.ready() == {("acme.demo", 3)}
+
+
+def test_a_registry_that_was_away_goes_on_where_the_rollout_stood(world: World) -> None:
+    world.serve(1)
+    world.finish(2)
+    world.look(3)
+    world.clock.advance(3600)
+    successor = world.controller_of("two")
+    for _ in range(12):
+        successor.look()
+        world.clock.advance(0.5)
+    assert world.rollout_states() == ["SETTLED", "SETTLED"]
+    assert world.shares() == {2: 1.0}
+
+
+def test_a_rollout_that_nobody_looked_at_is_loaded_all_the_same(world: World) -> None:
+    world.finish(1)
+    world.look()
+    assert world.rollout_states() == ["LOADING"]
+    world.triton.restart()
+    world.clock.advance(3600)
+    successor = world.controller_of("two")
+    for _ in range(4):
+        successor.look()
+        world.clock.advance(0.5)
+    assert world.shares() == {1: 1.0}
+
+
+def test_shares_follow_the_strategys_steps(world: World) -> None:
+    steps = Canary(steps=(0.1, 0.5), bake_seconds=1, minimum_requests=2)
+    world.serve(1)
+    (deployment,), _ = world.app.deployments("acme", 10, "")
+    world.app.update_deployment(replace(deployment, strategy=steps), None)
+    world.finish(2)
+    seen: list[float] = []
+    for _ in range(20):
+        world.look()
+        share = world.shares().get(2, 0.0)
+        if share not in seen:
+            seen.append(share)
+    assert seen == [0.0, 0.1, 0.5, 1.0]
+    assert world.facts().count("rollout.advanced") == 2
+
+
+def test_gateways_answers_alone_can_prove_a_canary(world: World) -> None:
+    world.serve(1)
+    world.finish(2)
+    world.look(3)
+    asked = world.triton.asked.count(TWO)
+    world.control.report_traffic("gateway-1", [("acme", "demo", 2, Traffic(100, 1))])
+    world.look(8)
+    assert world.shares() == {2: 1.0}
+    assert world.triton.asked.count(TWO) - asked <= 3  # checks of its health, and no more
+
+
+def test_counters_of_ended_lives_are_dropped(world: World) -> None:
+    world.serve(1)
+    world.control.report_traffic("gateway-1", [("acme", "demo", 1, Traffic(5, 0))])
+    world.clock.advance(86_400 * 2)
+    world.control.report_traffic("gateway-2", [("acme", "demo", 1, Traffic(7, 1))])
+    world.look()
+    assert world.gateways_counted("demo") == {"gateway-2", "controller-one"}
+
+
+def test_counters_stay_while_a_canary_is_judged_by_them(world: World) -> None:
+    world.serve(1)
+    world.control.report_traffic("gateway-1", [("acme", "demo", 1, Traffic(5, 0))])
+    world.clock.advance(86_400 * 2)
+    world.finish(2)
+    world.look()
+    assert "gateway-1" in world.gateways_counted("demo")
+
+
+def test_settling_tells_how_long_it_took_from_the_checkpoint(world: World) -> None:
+    checkpoint = "tenants/acme/runs/r/checkpoints/demo-1"
+    world.app.learn([LineageNode(checkpoint, "checkpoint")], [], {checkpoint: world.clock()})
+    world.clock.advance(100)
+    world.finish(1)
+    world.look(3)
+    (settled,) = world.messages(events_pb2.RolloutSettled)
+    assert settled.checkpoint == checkpoint
+    assert 100 < settled.checkpoint_to_settled_seconds < 110
+
+
+def test_models_of_two_tenants_are_served_apart(world: World) -> None:
+    world.finish(1, tenant="acme")
+    world.finish(1, tenant="globex")
+    world.look(4)
+    assert world.triton.ready() == {("acme.demo", 1), ("globex.demo", 1)}
+    routes = world.control.routes()[1]
+    assert [(route.tenant, route.triton_model) for route in routes] == [
+        ("acme", "acme.demo"),
+        ("globex", "globex.demo"),
+    ]
+
+
+def test_the_revision_rises_when_the_routes_change_and_only_then(world: World) -> None:
+    world.serve(1)
+    revision, _ = world.control.routes()
+    world.look(5)
+    assert world.control.routes()[0] == revision
+    world.app.set_alias("acme", "demo", "stable", 1)
+    world.look()
+    after, (route,) = world.control.routes()
+    assert after == revision + 1
+    assert route.aliases == {"champion": 1, "stable": 1}

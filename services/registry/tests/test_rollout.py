@@ -86,6 +86,21 @@ def test_a_good_step_bakes_before_the_next() -> None:
     assert isinstance(rules.next_action(last, CANARY, at), Settle)
 
 
+def test_a_deployment_made_immediate_ends_its_canary() -> None:
+    assert isinstance(act(RolloutState.CANARY, Immediate()), Settle)
+    broken = act(RolloutState.CANARY, Immediate(), load_error="killed")
+    assert isinstance(broken, Reverse)
+
+
+@pytest.mark.parametrize("state", [RolloutState.LOADING, RolloutState.CANARY])
+def test_time_in_which_nobody_looked_is_no_silence(state: RolloutState) -> None:
+    """A registry, or a Triton, that was away for an hour says nothing of the version."""
+    now = START + timedelta(hours=1)
+    assert isinstance(act(state, now=now), Reverse)
+    assert act(state, now=now, watched_since=now - timedelta(seconds=5)) == Wait()
+    assert isinstance(act(state, now=now, watched_since=now - timedelta(minutes=5)), Reverse)
+
+
 class RolloutWorld(RuleBasedStateMachine):
     """Traffic and time as they come; the rules decide; nothing unproven is ever promoted."""
 

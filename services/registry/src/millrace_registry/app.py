@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from millrace_registry.domain import (
     CHAMPION,
+    EVERY,
+    Canary,
     Content,
     Deployment,
     LineageEdge,
@@ -15,6 +17,7 @@ from millrace_registry.domain import (
     RequestKey,
     Rollout,
     RolloutState,
+    Strategy,
     Version,
     utc_now,
 )
@@ -34,7 +37,7 @@ class Catalogue(Protocol):
     def version(self, tenant: str, model: str, number: int) -> Version | None: ...
     def version_of_compression(self, tenant: str, compression: str) -> Version | None: ...
     def versions(
-        self, tenant: str, model: str, before: tuple[datetime, str, int] | None, count: int
+        self, tenant: str, model: str, before: Version | None, count: int
     ) -> list[Version]: ...
     def register(self, version: Version, base_model: str, damage: str) -> Version | None: ...
     def quarantine(self, tenant: str, model: str, number: int, reason: str) -> Version | None: ...
@@ -100,6 +103,8 @@ class RegistryApp:
         """An artifact that passed its gate becomes a version, with a rollout to it. Once."""
         if self._catalogue.version_of_compression(tenant, compression) is not None:
             return
+        if self._catalogue.ensure_deployment(tenant, str(checkpoint["model"])) is None:
+            return  # the model was deleted: spare reading the artifact
         version = Version(
             tenant=tenant,
             model=str(checkpoint["model"]),
@@ -112,9 +117,7 @@ class RegistryApp:
             create_time=self._now(),
             traceparent=traceparent,
         )
-        registered = self._catalogue.register(version, base_model, self._damage(artifact))
-        if registered is not None:
-            self._record_lineage(registered)
+        self._catalogue.register(version, base_model, self._damage(artifact))
         self._ring()
         self._ring_controller()
 
@@ -125,21 +128,6 @@ class RegistryApp:
         except (ManifestError, ContentOutsideRoot, OSError) as error:
             return f"its artifact is damaged: {error}"
         return ""
-
-    def _record_lineage(self, version: Version) -> None:
-        deployment = self._catalogue.ensure_deployment(version.tenant, version.model)
-        nodes = [
-            LineageNode(version.compression, "compression", version.artifact.digest),
-            LineageNode(version.name, "version", version.artifact.digest),
-        ]
-        edges = [
-            LineageEdge(version.checkpoint_name, version.compression),
-            LineageEdge(version.compression, version.name),
-        ]
-        if deployment is not None:
-            nodes.append(LineageNode(deployment.name, "deployment"))
-            edges.append(LineageEdge(version.name, deployment.name))
-        self._lineage.add(nodes, edges)
 
     def learn(
         self,
@@ -220,14 +208,29 @@ class RegistryApp:
     ) -> tuple[list[Version], str]:
         """Versions, newest first, and the token of the next page (empty: this is the last)."""
         count = paging.page_size(page_size)
-        before = _version_position(paging.decode_token(page_token))
+        before = self._last_shown(tenant, paging.decode_token(page_token))
         found = self._catalogue.versions(tenant, model, before, count + 1)
         page = found[:count]
         if len(found) <= count:
             return page, ""
         last = page[-1]
-        position = f"{last.create_time.isoformat()} {last.model} {last.number}"
-        return page, paging.encode_token(position)
+        reference = f"{last.model}@{last.number}"
+        if tenant == EVERY:
+            reference = f"{last.tenant}/{reference}"
+        return page, paging.encode_token(reference)
+
+    def _last_shown(self, tenant: str, reference: str) -> Version | None:
+        """The version that ended the page before: ``demo@7``, or ``acme/demo@7`` in a list of
+        every tenant's."""
+        if not reference:
+            return None
+        of_tenant, _, of_model = reference.rpartition("/")
+        model, _, number = of_model.rpartition("@")
+        if number.isdecimal():
+            found = self._catalogue.version(of_tenant or tenant, model, int(number))
+            if found is not None and tenant in (found.tenant, EVERY):
+                return found
+        raise InvalidArgument("page_token is not one of this list's", field="page_token")
 
     def resolve(self, tenant: str, reference: str) -> Version:
         """The version that ``demo``, ``demo@7`` or ``demo@champion`` means.
@@ -265,7 +268,9 @@ class RegistryApp:
         """
         Raises:
             AlreadyExists: the model has one, or the request id was used otherwise.
+            InvalidArgument: a canary's steps do not rise.
         """
+        _require_rising_steps(deployment.strategy)
         now = self._now()
         made = replace(deployment, id=names.new_id("deployment"), create_time=now, update_time=now)
         return self._catalogue.add_deployment(made, request)
@@ -295,9 +300,10 @@ class RegistryApp:
 
         Raises:
             NotFound
-            InvalidArgument: a deployment stays with its model.
+            InvalidArgument: a deployment stays with its model; a canary's steps do not rise.
             Aborted: it was changed meanwhile.
         """
+        _require_rising_steps(wanted.strategy)
         found = self.deployment(wanted.tenant, wanted.id)
         if wanted.model != found.model:
             raise InvalidArgument(
@@ -368,11 +374,9 @@ def _found(rollout: Rollout | None, id: str) -> Rollout:
     return rollout
 
 
-def _version_position(token: str) -> tuple[datetime, str, int] | None:
-    if not token:
-        return None
-    try:
-        time, model, number = token.split(" ")
-        return datetime.fromisoformat(time), model, int(number)
-    except ValueError:
-        raise InvalidArgument("page_token is not one of this list's", field="page_token") from None
+def _require_rising_steps(strategy: Strategy) -> None:
+    if isinstance(strategy, Canary) and list(strategy.steps) != sorted(set(strategy.steps)):
+        raise InvalidArgument(
+            f"each step must be larger than the one before it, not {list(strategy.steps)}",
+            field="deployment.strategy.canary.steps",
+        )

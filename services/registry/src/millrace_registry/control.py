@@ -8,7 +8,7 @@ that restarted empty is loaded again, a version that should not be there is take
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -21,7 +21,6 @@ from millrace_registry.domain import (
     Rollout,
     RolloutState,
     Route,
-    Target,
     Traffic,
     Version,
     VersionState,
@@ -29,6 +28,8 @@ from millrace_registry.domain import (
     utc_now,
 )
 from millrace_registry.repository import ModelRepository, read_interface
+from millrace_registry.routing import route_of_model
+from millrace_registry.transitions import RolloutChanged
 from millrace_registry.triton import Loaded, LoadFailed, TritonUnavailable
 from millrace_runtime import telemetry
 from millrace_runtime.content import ContentOutsideRoot, ContentStore
@@ -39,7 +40,10 @@ LOG = logging.getLogger(__name__)
 QUESTIONS = ("import os\n", "def main(", "class Error(Exception):\n", "Hello")
 _CHECK_SECONDS = 5.0
 _RETRY_SECONDS = 3.0
+_REPAIR_SECONDS = 1.0
 _FAILED_CHECKS = 3
+_TRAFFIC_KEPT = timedelta(days=1)
+_TIDY_SECONDS = 3600.0
 
 _READY = Gauge("millrace_versions_ready", "Versions that answered on Triton.")
 _SETTLE_SECONDS = Histogram(
@@ -118,6 +122,8 @@ class Controller:
         self._monotonic = monotonic
         self._health: dict[Key, Health] = {}
         self._asked = Asked()
+        self._watched_since: datetime | None = None
+        self._tidied_at: float | None = None
 
     def look(self) -> None:
         """Compare, and act where desired and observed differ.
@@ -125,14 +131,11 @@ class Controller:
         Raises:
             LeaseLost: another registry took over amid the look.
         """
-        if not self._store.hold():
+        index = self._index()
+        if index is None:
+            self._watched_since = None
             return
-        try:
-            index = self._triton.index()
-        except TritonUnavailable as error:
-            LOG.info("Triton does not answer: %s", error)
-            self._health.clear()
-            return
+        self._watched_since = self._watched_since or self._now()
         self._forget_what_is_gone(index)
         for desired in self._desired():
             for found in desired.rollouts:
@@ -140,23 +143,44 @@ class Controller:
         wanted = self._desired()
         for desired in wanted:
             self._bring_in(desired, index)
-        self._take_out({_name(desired) for desired in wanted}, index)
         index = self._triton.index()
         for desired in wanted:
             self._check(desired, index)
         # Read once more: a version may have been quarantined while it was brought in.
-        self._store.write_routes([self._route(desired) for desired in self._desired()])
+        wanted = self._desired()
+        self._store.write_routes([self._route(desired) for desired in wanted])
+        # What is taken out now, no route leads to.
+        self._take_out(wanted, index)
+        self._tidy()
         _READY.set(sum(1 for health in self._health.values() if health.answered_at))
+
+    def _index(self) -> Mapping[Key, Loaded] | None:
+        """What Triton runs; None: it is not ours to control, or does not answer."""
+        if not self._store.hold():
+            return None
+        try:
+            return self._triton.index()
+        except TritonUnavailable as error:
+            LOG.info("Triton does not answer: %s", error)
+            self._health.clear()
+            return None
 
     def _desired(self) -> list[Desired]:
         return self._store.desired(self._now() - self._drain)
 
     def _forget_what_is_gone(self, index: Mapping[Key, Loaded]) -> None:
+        """Forget that a version answered when it is not loaded any more; errors are kept."""
         for key in list(self._health):
-            if key in index and index[key].state == "READY":
-                continue
-            if self._health[key].answered_at:
+            is_ready = key in index and index[key].state == "READY"
+            if not is_ready and self._health[key].answered_at:
                 del self._health[key]
+
+    def _tidy(self) -> None:
+        """Once in a while, drop the counters of gateways and controllers that have gone."""
+        now = self._monotonic()
+        if self._tidied_at is None or now - self._tidied_at >= _TIDY_SECONDS:
+            self._tidied_at = now
+            self._store.forget_traffic(self._now() - _TRAFFIC_KEPT)
 
     def _advance(self, desired: Desired, found: Rollout) -> None:
         """Take a rollout's next step, if there is one."""
@@ -176,7 +200,10 @@ class Controller:
             traceparent=found.traceparent,
             attributes={"millrace.rollout": found.name, "millrace.reason": str(action)},
         ):
-            self._apply(desired, found, action, observed, new)
+            try:
+                self._apply(desired, found, action, observed, new)
+            except RolloutChanged as error:
+                LOG.info("nothing done: %s", error)
         self._ring()
 
     def _observe(
@@ -199,6 +226,7 @@ class Controller:
             load_error="it was quarantined" if gone else health.error,
             new=traffic.get(found.to_version, Traffic()),
             old=traffic.get(found.from_version, Traffic()),
+            watched_since=self._watched_since,
         )
 
     def _apply(
@@ -234,6 +262,10 @@ class Controller:
         missing = [v for v in kept if index.get((name, v.number), Loaded("", "")).state != "READY"]
         kept = [v for v in kept if v not in missing or self._prepare(name, v)]
         if not kept:
+            if any(
+                model == name and loaded.state == "READY" for (model, _), loaded in index.items()
+            ):
+                self._triton.unload(name)
             return
         if self._repository.list_versions(name, [v.number for v in kept]) or missing:
             self._load(name, missing)
@@ -242,6 +274,8 @@ class Controller:
         if version.state == VersionState.RETIRED:  # drains, and is not loaded again for that
             return loaded is not None and loaded.state == "READY"
         health = self._health.get((_name_of(version), version.number), Health())
+        if health.error and loaded is not None and loaded.state == "READY":
+            return False  # Triton says READY of an engine that was killed; it must go first
         return not health.error or health.retry_at <= self._monotonic()
 
     def _prepare(self, name: str, version: Version) -> bool:
@@ -271,23 +305,19 @@ class Controller:
                     health.retry_at = self._monotonic() + _RETRY_SECONDS
                     LOG.error("%s does not load: %s", version.name, health.error)
 
-    def _take_out(self, wanted: set[str], index: Mapping[Key, Loaded]) -> None:
+    def _take_out(self, wanted: Sequence[Desired], index: Mapping[Key, Loaded]) -> None:
         """Unload models that nobody wants, and remove folders that nothing runs from."""
         busy = {key for key, loaded in index.items() if loaded.state != "UNAVAILABLE"}
-        for name in {*self._repository.models(), *(model for model, _ in busy)} - wanted:
+        listed = {_name(desired): {v.number for v in desired.versions} for desired in wanted}
+        for name in {*self._repository.models(), *(model for model, _ in busy)} - set(listed):
             if any(model == name for model, _ in busy):
                 self._triton.unload(name)
             else:
                 self._repository.remove_model(name)
-        for name in wanted:
-            listed = {number for model, number in self._wanted_keys if model == name}
+        for name, numbers in listed.items():
             for number in self._repository.versions(name):
-                if number not in listed and (name, number) not in busy:
+                if number not in numbers and (name, number) not in busy:
                     self._repository.remove_version(name, number)
-
-    @property
-    def _wanted_keys(self) -> set[Key]:
-        return {(_name(d), v.number) for d in self._desired() for v in d.versions}
 
     def _check(self, desired: Desired, index: Mapping[Key, Loaded]) -> None:
         """Ask the versions that are loaded, those in a canary more often."""
@@ -300,7 +330,8 @@ class Controller:
             if version.state == VersionState.RETIRED:
                 continue
             health = self._health.setdefault((name, version.number), Health())
-            if self._monotonic() - health.answered_at >= _CHECK_SECONDS:
+            is_due = self._monotonic() - health.answered_at >= _CHECK_SECONDS
+            if not health.answered_at or is_due:
                 self._ask(name, version, health)
         for found in canaries:
             self._supply_traffic(desired, found)
@@ -308,16 +339,21 @@ class Controller:
     def _supply_traffic(self, desired: Desired, found: Rollout) -> None:
         """Ask questions where traffic brings too few for the canary to be judged."""
         strategy = desired.deployment.strategy
-        assert isinstance(strategy, Canary)
+        if not isinstance(strategy, Canary):  # changed meanwhile; it settles at the next look
+            return
         now, began = self._now(), found.step_time or found.update_time
         bake = max(strategy.bake_seconds, 0.1)
         due = strategy.minimum_requests * min(1.0, (now - began).total_seconds() / bake)
         traffic = self._store.traffic(found.tenant, found.model).get(found.to_version, Traffic())
+        compared = [
+            v for v in desired.versions if v.number in (found.to_version, found.from_version)
+        ]
         for _ in range(int(due) - traffic.since(found.new_before).requests):
-            for version in desired.versions:
-                if version.number in (found.to_version, found.from_version):
-                    key = (_name(desired), version.number)
-                    self._ask(_name(desired), version, self._health.setdefault(key, Health()))
+            for version in compared:
+                key = (_name(desired), version.number)
+                health = self._health.setdefault(key, Health())
+                if not health.error:  # a silent engine costs a time-out each time
+                    self._ask(_name(desired), version, health)
 
     def _ask(self, name: str, version: Version, health: Health) -> None:
         key = (version.tenant, version.model, version.number)
@@ -331,44 +367,19 @@ class Controller:
         health.failed_checks += 1
         LOG.warning("%s did not answer (%d): %s", version.name, health.failed_checks, error)
         if health.failed_checks >= _FAILED_CHECKS:
-            health.answered_at, health.error = 0.0, error
-            health.failed_checks = 0
-            # A killed engine leaves Triton saying READY: only unloading repairs it.
-            self._triton.unload(name)
+            health.answered_at, health.failed_checks, health.error = 0.0, 0, error
+            health.retry_at = self._monotonic() + _REPAIR_SECONDS
 
     def _route(self, desired: Desired) -> Route:
-        """What gateways may send where: only versions that have answered, and not damaged ones."""
-        share = {desired.model.serving_version: 1.0}
-        for found in desired.rollouts:
-            if found.state == RolloutState.CANARY and self._has_answered(desired, found.to_version):
-                share[desired.model.serving_version] -= found.traffic_share
-                share[found.to_version] = found.traffic_share
-        targets = tuple(
-            Target(
-                version=version.number,
-                share=round(share[version.number], 9),
-                endpoints=(self._endpoint,),
-                artifact_digest=version.artifact.digest,
-                interface=version.interface,
-                traceparent=version.traceparent,
-            )
-            for version in sorted(desired.versions, key=lambda version: version.number)
-            if version.number in share
-            and version.interface is not None
-            and self._has_answered(desired, version.number)
+        name = _name(desired)
+        answering = {n for (model, n), h in self._health.items() if model == name and h.answered_at}
+        return route_of_model(
+            desired.model,
+            desired.rollouts,
+            desired.versions,
+            answering=answering,
+            endpoint=self._endpoint,
         )
-        model = desired.model
-        return Route(
-            tenant=model.tenant,
-            model=model.id,
-            triton_model=_name(desired),
-            create_time=model.create_time,
-            aliases=model.aliases,
-            targets=_complete(targets),
-        )
-
-    def _has_answered(self, desired: Desired, number: int) -> bool:
-        return bool(self._health.get((_name(desired), number), Health()).answered_at)
 
 
 def _name(desired: Desired) -> str:
@@ -377,11 +388,3 @@ def _name(desired: Desired) -> str:
 
 def _name_of(version: Version) -> str:
     return triton_model_name(version.tenant, version.model)
-
-
-def _complete(targets: tuple[Target, ...]) -> tuple[Target, ...]:
-    """Shares that add up to 1: where one version alone can answer, it answers all."""
-    total = sum(target.share for target in targets)
-    if not targets or total <= 0:
-        return ()
-    return tuple(replace(target, share=target.share / total) for target in targets)

@@ -1,6 +1,7 @@
 """What the controller reads and writes. Every write is fenced by the controller's lease.
 
-LeaseLost   another registry controls the endpoint now; write nothing more
+LeaseLost        another registry controls the endpoint now; write nothing more
+RolloutChanged   a user ended the rollout meanwhile; nothing was written
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -8,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, delete, func, select
 
 from millrace.registry.v1 import events_pb2
 from millrace_registry.domain import (
@@ -40,12 +41,13 @@ from millrace_registry.schema import (
 )
 from millrace_registry.transitions import (
     RecordFact,
+    move_rollout,
     quarantine_version,
     read_model,
     reverse_rollout,
     set_version_state,
     settle_rollout,
-    write_rollout,
+    write_interface,
 )
 from millrace_registry.upsert import insert
 from millrace_runtime import leases
@@ -185,11 +187,29 @@ class ControlStore:
         with self._database.transaction() as connection:
             for tenant, model, version, traffic in counters:
                 keys = {"gateway": gateway, "tenant": tenant, "model": model, "version": version}
-                counts = {"requests": traffic.requests, "failures": traffic.failures}
+                counts = {
+                    "requests": traffic.requests,
+                    "failures": traffic.failures,
+                    "update_time": self._now(),
+                }
                 statement = insert(connection, TRAFFIC).values(**keys, **counts)
                 connection.execute(
                     statement.on_conflict_do_update(index_elements=list(keys), set_=counts)
                 )
+
+    def forget_traffic(self, before: datetime) -> None:
+        """Drop counters that nobody has reported since ``before``: of a life that has ended.
+
+        Those of models that are being rolled out stay, since a canary is judged by differences.
+        """
+        judged = select(ROLLOUTS.c.id).where(
+            ROLLOUTS.c.tenant == TRAFFIC.c.tenant,
+            ROLLOUTS.c.model == TRAFFIC.c.model,
+            ROLLOUTS.c.state.in_([state.value for state in _ACTIVE]),
+        )
+        is_old = TRAFFIC.c.update_time.is_(None) | (TRAFFIC.c.update_time < before)
+        with self._fenced() as connection:
+            connection.execute(delete(TRAFFIC).where(is_old, ~judged.exists()))
 
     def start_loading(self, rollout: Rollout, from_version: int) -> None:
         """The rollout's turn has come."""
@@ -203,7 +223,7 @@ class ControlStore:
                 update_time=now,
                 reason="loading",
             )
-            write_rollout(connection, started)
+            move_rollout(connection, rollout, started)
             key = (rollout.tenant, rollout.model, rollout.to_version)
             set_version_state(connection, key, VersionState.ROLLING_OUT)
             fact = events_pb2.RolloutStarted(
@@ -233,7 +253,7 @@ class ControlStore:
                 failures=0,
                 reason=f"{share:.0%} of the traffic",
             )
-            write_rollout(connection, entered)
+            move_rollout(connection, rollout, entered)
             fact = events_pb2.RolloutAdvanced(
                 rollout=rollout.name,
                 model=rollout.model,
@@ -245,8 +265,7 @@ class ControlStore:
     def count(self, rollout: Rollout, new: Traffic) -> None:
         """Show what the present step has seen."""
         with self._fenced() as connection:
-            counted = replace(rollout, requests=new.requests, failures=new.failures)
-            write_rollout(connection, counted)
+            move_rollout(connection, rollout, _counted(rollout, new))
 
     def supersede(self, rollout: Rollout) -> None:
         with self._fenced() as connection:
@@ -258,18 +277,16 @@ class ControlStore:
                 update_time=now,
                 finish_time=now,
             )
-            write_rollout(connection, ended)
+            move_rollout(connection, rollout, ended)
 
     def settle(self, rollout: Rollout, new: Traffic, reason: str) -> None:
         with self._fenced() as connection:
-            counted = replace(rollout, requests=new.requests, failures=new.failures)
-            write_rollout(connection, counted)
+            counted = _counted(rollout, new)
             settle_rollout(connection, counted, reason, self._now(), self._record)
 
     def reverse(self, rollout: Rollout, new: Traffic, reason: str) -> None:
         with self._fenced() as connection:
-            counted = replace(rollout, requests=new.requests, failures=new.failures)
-            write_rollout(connection, counted)
+            counted = _counted(rollout, new)
             reverse_rollout(connection, counted, reason, self._now(), self._record)
 
     def quarantine(self, version: Version, reason: str) -> None:
@@ -282,14 +299,8 @@ class ControlStore:
     def learn_interface(self, version: Version, interface: Interface) -> None:
         """Keep what clients must know of a version, read from its verified artifact."""
         with self._fenced() as connection:
-            values = {
-                "context_length": interface.context_length,
-                "chat_template": interface.chat_template,
-                "bos_token": interface.bos_token,
-                "eos_token": interface.eos_token,
-            }
             key = (version.tenant, version.model, version.number)
-            set_version_state(connection, key, version.state, interface=values)
+            write_interface(connection, key, interface)
 
     def write_routes(self, routes: Sequence[Route]) -> bool:
         """Publish the route table, if it changed; its revision rises by one."""
@@ -320,3 +331,7 @@ class ControlStore:
             held = leases.fenced(CONTROLLERS, self._lease).values(lease_owner=self._owner)
             leases.require_held(connection.execute(held), self._lease)
             yield connection
+
+
+def _counted(rollout: Rollout, new: Traffic) -> Rollout:
+    return replace(rollout, requests=new.requests, failures=new.failures)

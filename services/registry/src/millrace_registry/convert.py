@@ -93,8 +93,13 @@ def deployment_from_proto(message: pb.Deployment, tenant: str, id: str) -> Deplo
 
 
 def expected_revision(message: pb.Deployment) -> int | None:
-    """The revision that an update was written for; None when it does not say."""
-    return int(message.etag) if message.etag.isdecimal() else None
+    """The revision that an update was written for; None when it does not say.
+
+    An etag that was never given out stands for revision 0, at which no deployment ever is.
+    """
+    if not message.etag:
+        return None
+    return int(message.etag) if message.etag.isdecimal() else 0
 
 
 def _gate_from_proto(gate: compressor_pb2.GatePolicy) -> Gate:

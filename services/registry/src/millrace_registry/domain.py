@@ -16,6 +16,8 @@ from enum import StrEnum
 from typing import Any
 
 CHAMPION = "champion"
+EVERY = "-"
+"""In place of a tenant or a model: all of them (AIP-159)."""
 
 
 class VersionState(StrEnum):
@@ -252,6 +254,23 @@ class LineageNode:
 class LineageEdge:
     cause: str
     effect: str
+
+
+def lineage_of(
+    version: Version, deployment: Deployment
+) -> tuple[tuple[LineageNode, ...], tuple[LineageEdge, ...]]:
+    """What a version came from, as far as its artifact's fact tells, and where it serves."""
+    nodes = (
+        LineageNode(version.compression, "compression", version.artifact.digest),
+        LineageNode(version.name, "version", version.artifact.digest),
+        LineageNode(deployment.name, "deployment"),
+    )
+    edges = (
+        LineageEdge(version.checkpoint_name, version.compression),
+        LineageEdge(version.compression, version.name),
+        LineageEdge(version.name, deployment.name),
+    )
+    return nodes, edges
 
 
 def triton_model_name(tenant: str, model: str) -> str:

@@ -25,13 +25,7 @@ class Lineage:
     ) -> None:
         """Add what a fact tells; ``times`` says when some of the nodes came to be."""
         with self._database.transaction() as connection:
-            for node in nodes:
-                _add_node(connection, node, (times or {}).get(node.name))
-            for edge in edges:
-                values = {"cause": edge.cause, "effect": edge.effect}
-                connection.execute(
-                    insert(connection, EDGES).values(**values).on_conflict_do_nothing()
-                )
+            add_lineage(connection, nodes, edges, times)
 
     def find(self, tenant: str, reference: str) -> LineageNode | None:
         """The node of that name, or of that digest, in a tenant."""
@@ -54,6 +48,21 @@ class Lineage:
             rows = connection.execute(select(NODES).where(NODES.c.name.in_(reached)))
             nodes = [LineageNode(row.name, row.kind, row.digest) for row in rows]
         return nodes, sorted(edges, key=lambda edge: (edge.cause, edge.effect))
+
+
+def add_lineage(
+    connection: Connection,
+    nodes: Sequence[LineageNode],
+    edges: Sequence[LineageEdge],
+    times: dict[str, datetime] | None = None,
+) -> None:
+    """``Lineage.add``, inside the caller's transaction."""
+    # In one order, so that two who add the same rows do not wait for each other.
+    for node in sorted(nodes, key=lambda node: node.name):
+        _add_node(connection, node, (times or {}).get(node.name))
+    for edge in sorted(edges, key=lambda edge: (edge.cause, edge.effect)):
+        values = {"cause": edge.cause, "effect": edge.effect}
+        connection.execute(insert(connection, EDGES).values(**values).on_conflict_do_nothing())
 
 
 def checkpoint_time(connection: Connection, name: str) -> datetime | None:

@@ -25,6 +25,8 @@ class Observed:
         is_ready: the new version has answered a question on Triton.
         load_error: why it could not be loaded; empty otherwise.
         new, old: traffic of the new and the old version, since the gateways started.
+        watched_since: since when Triton has been looked at without a break; silence from before
+            says nothing of the version. None: all the time.
     """
 
     now: datetime
@@ -34,6 +36,7 @@ class Observed:
     load_error: str = ""
     new: Traffic = _NO_TRAFFIC
     old: Traffic = _NO_TRAFFIC
+    watched_since: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,10 @@ def next_action(rollout: Rollout, strategy: Strategy, observed: Observed) -> Act
         return _when_pending(observed)
     if rollout.state == RolloutState.LOADING:
         return _when_loading(rollout, strategy, observed)
-    assert isinstance(strategy, Canary), "only a canary has steps"
+    if observed.load_error:
+        return Reverse(f"it went out of service: {observed.load_error}")
+    if isinstance(strategy, Immediate):  # the deployment was changed meanwhile
+        return Settle("it answered; the strategy is immediate now")
     return _when_in_canary(rollout, strategy, observed)
 
 
@@ -107,7 +113,7 @@ def _when_loading(rollout: Rollout, strategy: Strategy, observed: Observed) -> A
         if rollout.from_version == 0:
             return Settle("it answered, and there is no version before it to compare with")
         return EnterStep(0, strategy.steps[0])
-    if _elapsed(rollout, observed) > LOADING_LIMIT:
+    if _watched(rollout, observed) > LOADING_LIMIT:
         return Reverse(f"it did not answer within {LOADING_LIMIT.total_seconds():g} s of loading")
     return Wait()
 
@@ -115,12 +121,11 @@ def _when_loading(rollout: Rollout, strategy: Strategy, observed: Observed) -> A
 def _when_in_canary(rollout: Rollout, strategy: Canary, observed: Observed) -> Action:
     new, old = step_traffic(rollout, observed)
     elapsed = _elapsed(rollout, observed)
-    if observed.load_error:
-        return Reverse(f"it went out of service: {observed.load_error}")
     if new.requests < strategy.minimum_requests:
-        if elapsed > SILENCE_LIMIT + timedelta(seconds=strategy.bake_seconds):
+        silence = _watched(rollout, observed)
+        if silence > SILENCE_LIMIT + timedelta(seconds=strategy.bake_seconds):
             return Reverse(
-                f"{new.requests} answers in {elapsed.total_seconds():.0f} s; "
+                f"{new.requests} answers in {silence.total_seconds():.0f} s; "
                 f"{strategy.minimum_requests} are needed, and no data is never a pass"
             )
         return Wait()
@@ -143,3 +148,11 @@ def _rate(traffic: Traffic) -> float:
 
 def _elapsed(rollout: Rollout, observed: Observed) -> timedelta:
     return observed.now - (rollout.step_time or rollout.update_time)
+
+
+def _watched(rollout: Rollout, observed: Observed) -> timedelta:
+    """How long the version has had to show itself."""
+    elapsed = _elapsed(rollout, observed)
+    if observed.watched_since is None:
+        return elapsed
+    return min(elapsed, observed.now - observed.watched_since)

@@ -133,11 +133,13 @@ def rollout_of(row: Row[Any]) -> Rollout:
 
 
 def route_document(route: Route) -> dict[str, Any]:
-    return {**asdict(route), "create_time": route.create_time.isoformat()}
+    """A route as JSON reads it back: lists, not tuples, so that equal routes compare equal."""
+    targets = [{**asdict(target), "endpoints": list(target.endpoints)} for target in route.targets]
+    create_time = route.create_time.isoformat()
+    return {**asdict(route), "targets": targets, "create_time": create_time}
 
 
 def route_of(document: dict[str, Any]) -> Route:
-
     targets = tuple(
         Target(
             **{

@@ -118,6 +118,8 @@ TRAFFIC = Table(
     Column("version", BigInteger, primary_key=True, autoincrement=False),
     Column("requests", BigInteger, nullable=False),
     Column("failures", BigInteger, nullable=False),
+    # Of the last report; a life that has ended reports no more.
+    Column("update_time", UtcDateTime),
 )
 
 # The right to control one Triton endpoint: of several registries, one at a time.

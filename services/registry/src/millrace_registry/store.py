@@ -9,11 +9,11 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, Table, delete, func, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, Select, Table, delete, func, literal, select, tuple_, update
 
 from millrace.registry.v1 import events_pb2
 from millrace_registry.domain import (
+    EVERY,
     Deployment,
     Model,
     RequestKey,
@@ -21,8 +21,10 @@ from millrace_registry.domain import (
     RolloutState,
     Version,
     VersionState,
+    lineage_of,
     utc_now,
 )
+from millrace_registry.lineage_store import add_lineage
 from millrace_registry.rows import (
     deployment_of,
     deployment_values,
@@ -34,12 +36,12 @@ from millrace_registry.rows import (
 )
 from millrace_registry.schema import ALIASES, DEPLOYMENTS, MODELS, ROLLOUTS, VERSIONS
 from millrace_registry.transitions import (
-    EVERY,
     RecordFact,
     aliases_of,
     quarantine_version,
     read_model,
     read_version,
+    retire_serving,
     reverse_rollout,
     scope,
     settle_rollout,
@@ -86,15 +88,15 @@ class Catalogue:
         """Stop serving a model and forget it; its versions stay. False: there is none."""
         found = (MODELS.c.tenant == tenant) & (MODELS.c.id == id) & MODELS.c.is_deleted.is_(False)
         with self._database.transaction() as connection:
+            for rollout in _lock_unended(connection, tenant, id):
+                self._reverse(connection, rollout, "the model was deleted")
+            retire_serving(connection, tenant, id, self._now())
             gone = update(MODELS).where(found).values(is_deleted=True, serving_version=0)
-            if connection.execute(gone).rowcount == 0:
-                return False
-            self._reverse_unended(connection, tenant, id, "the model was deleted")
+            is_gone = connection.execute(gone).rowcount == 1
             connection.execute(
                 delete(ALIASES).where(ALIASES.c.tenant == tenant, ALIASES.c.model == id)
             )
-            _retire_all(connection, tenant, id, self._now())
-        return True
+        return is_gone
 
     def set_alias(self, tenant: str, model: str, alias: str, version: int) -> None:
         """Let an alias mean a version; version 0 removes it."""
@@ -106,48 +108,36 @@ class Catalogue:
             return read_version(connection, tenant, model, number)
 
     def version_of_compression(self, tenant: str, compression: str) -> Version | None:
-        query = select(VERSIONS).where(
-            VERSIONS.c.tenant == tenant, VERSIONS.c.compression == compression
-        )
         with self._database.transaction() as connection:
-            row = connection.execute(query).first()
-        return None if row is None else version_of(row)
+            return _version_of_compression(connection, tenant, compression)
 
     def versions(
-        self, tenant: str, model: str, before: tuple[datetime, str, int] | None, count: int
+        self, tenant: str, model: str, before: Version | None, count: int
     ) -> list[Version]:
-        """The newest ``count`` versions, after the one that ``before`` describes."""
-        order = (VERSIONS.c.create_time, VERSIONS.c.model, VERSIONS.c.number)
+        """The newest ``count`` versions older than ``before`` (None: than anything)."""
+        order = tuple(VERSIONS.c[name] for name in ("create_time", "tenant", "model", "number"))
         query = select(VERSIONS).order_by(*(column.desc() for column in order)).limit(count)
         query = query.where(*scope(VERSIONS, tenant, model))
         if before is not None:
-            time, of_model, number = before
-            older = VERSIONS.c.create_time < time
-            same = (VERSIONS.c.create_time == time) & (
-                (VERSIONS.c.model < of_model)
-                | ((VERSIONS.c.model == of_model) & (VERSIONS.c.number < number))
-            )
-            query = query.where(older | same)
+            last = (literal(getattr(before, column.name), column.type) for column in order)
+            query = query.where(tuple_(*order) < tuple_(*last))
         with self._database.transaction() as connection:
             return [version_of(row) for row in connection.execute(query)]
 
     def register(self, version: Version, base_model: str, damage: str) -> Version | None:
-        """Add an artifact as the next version of its model, with a rollout to it. Once.
+        """Add an artifact as the next version of its model, with a rollout to it and its
+        lineage. Once.
 
         ``version.number`` is given here. ``damage`` says why it may never be served, if so; it
         is QUARANTINED then, and nothing is rolled out. None: the model was deleted.
         """
         with self._database.transaction() as connection:
-            made = connection.execute(
-                select(VERSIONS).where(
-                    VERSIONS.c.tenant == version.tenant,
-                    VERSIONS.c.compression == version.compression,
-                )
-            ).first()
-            if made is not None:
-                return version_of(made)
+            # Locks the model: who registers for it at the same time sees this version, or waits.
             if not self._ensure_model(connection, version, base_model):
                 return None
+            made = _version_of_compression(connection, version.tenant, version.compression)
+            if made is not None:
+                return made
             state = VersionState.QUARANTINED if damage else VersionState.REGISTERED
             version = replace(
                 version,
@@ -157,10 +147,12 @@ class Catalogue:
             )
             connection.execute(VERSIONS.insert().values(**version_values(version)))
             self._say_registered(connection, version)
+            deployment = self._ensure_deployment(connection, version.tenant, version.model)
+            add_lineage(connection, *lineage_of(version, deployment))
             if damage:
                 self._say_quarantined(connection, version)
             else:
-                self._queue_rollout(connection, version)
+                self._queue_rollout(connection, version, deployment)
         return version
 
     def _ensure_model(self, connection: Connection, version: Version, base_model: str) -> bool:
@@ -178,8 +170,9 @@ class Catalogue:
         )
         return not connection.execute(query.with_for_update()).scalar_one()
 
-    def _queue_rollout(self, connection: Connection, version: Version) -> None:
-        deployment = self._ensure_deployment(connection, version.tenant, version.model)
+    def _queue_rollout(
+        self, connection: Connection, version: Version, deployment: Deployment
+    ) -> None:
         now = self._now()
         rollout = Rollout(
             tenant=version.tenant,
@@ -199,12 +192,12 @@ class Catalogue:
             version = read_version(connection, tenant, model, number)
             if version is None or version.state == VersionState.QUARANTINED:
                 return version
+            for rollout in _lock_unended(connection, tenant, model):
+                if rollout.to_version == number:
+                    self._reverse(connection, rollout, f"the version was quarantined: {reason}")
             quarantine_version(connection, version, reason, self._now())
             version = replace(version, state=VersionState.QUARANTINED, state_reason=reason)
             self._say_quarantined(connection, version)
-            for rollout in _unended(connection, tenant, model):
-                if rollout.to_version == number:
-                    self._reverse(connection, rollout, f"the version was quarantined: {reason}")
         return version
 
     def add_deployment(self, deployment: Deployment, request: RequestKey) -> Deployment:
@@ -213,20 +206,19 @@ class Catalogue:
             AlreadyExists: the model has a deployment, or the request id was used otherwise.
         """
         with self._database.transaction() as connection:
+            if _insert_deployment(connection, deployment, request):
+                return deployment
             made = idempotency.find_made(
                 connection, DEPLOYMENTS, deployment.tenant, request.id, request.digest
             )
-            if made is not None:
-                query = select(DEPLOYMENTS).where(DEPLOYMENTS.c.id == made)
-                return deployment_of(connection.execute(query).one())
-            if _deployment_of_model(connection, deployment.tenant, deployment.model) is not None:
+            if made is None:
                 raise AlreadyExists(
                     f"model {deployment.model!r} has a deployment already; update that one",
                     reason="DEPLOYMENT_EXISTS",
                     field="deployment.model",
                 )
-            _insert_deployment(connection, deployment, request)
-        return deployment
+            query = select(DEPLOYMENTS).where(DEPLOYMENTS.c.id == made)
+            return deployment_of(connection.execute(query).one())
 
     def deployment(self, tenant: str, id: str) -> Deployment | None:
         query = select(DEPLOYMENTS).where(DEPLOYMENTS.c.tenant == tenant, DEPLOYMENTS.c.id == id)
@@ -268,12 +260,6 @@ class Catalogue:
     def ensure_deployment(self, tenant: str, model: str) -> Deployment | None:
         """The model's deployment; the default one is made where there is none. None: the model
         was deleted."""
-        try:
-            return self._find_or_add_deployment(tenant, model)
-        except IntegrityError:
-            return self._find_or_add_deployment(tenant, model)  # two asked at once
-
-    def _find_or_add_deployment(self, tenant: str, model: str) -> Deployment | None:
         query = select(MODELS.c.is_deleted).where(MODELS.c.tenant == tenant, MODELS.c.id == model)
         with self._database.transaction() as connection:
             if connection.execute(query).scalar_one_or_none():
@@ -281,12 +267,11 @@ class Catalogue:
             return self._ensure_deployment(connection, tenant, model)
 
     def _ensure_deployment(self, connection: Connection, tenant: str, model: str) -> Deployment:
-        found = _deployment_of_model(connection, tenant, model)
-        if found is None:
-            now = self._now()
-            found = Deployment(tenant, names.new_id("deployment"), model, now, now)
-            _insert_deployment(connection, found, RequestKey("", ""))
-        return found
+        now = self._now()
+        default = Deployment(tenant, names.new_id("deployment"), model, now, now)
+        _insert_deployment(connection, default, RequestKey("", ""))
+        of_model = (DEPLOYMENTS.c.tenant == tenant) & (DEPLOYMENTS.c.model == model)
+        return deployment_of(connection.execute(select(DEPLOYMENTS).where(of_model)).one())
 
     def rollout(self, tenant: str, id: str) -> Rollout | None:
         query = select(ROLLOUTS).where(ROLLOUTS.c.tenant == tenant, ROLLOUTS.c.id == id)
@@ -328,10 +313,6 @@ class Catalogue:
                 change(connection, found)
             return rollout_of(connection.execute(query).one())
 
-    def _reverse_unended(self, connection: Connection, tenant: str, model: str, why: str) -> None:
-        for rollout in _unended(connection, tenant, model):
-            self._reverse(connection, rollout, why)
-
     def _reverse(self, connection: Connection, rollout: Rollout, reason: str) -> None:
         reverse_rollout(connection, rollout, reason, self._now(), self._record)
 
@@ -352,21 +333,26 @@ class Catalogue:
         self._record(connection, version.tenant, fact, version.traceparent)
 
 
-def _insert_deployment(connection: Connection, deployment: Deployment, request: RequestKey) -> None:
-    connection.execute(
-        DEPLOYMENTS.insert().values(
-            id=deployment.id,
-            tenant=deployment.tenant,
-            **deployment_values(deployment),
-            **idempotency.values(request.id, request.digest),
-        )
+def _insert_deployment(connection: Connection, deployment: Deployment, request: RequestKey) -> bool:
+    """False: the model has one, or the request id was used."""
+    statement = insert(connection, DEPLOYMENTS).values(
+        id=deployment.id,
+        tenant=deployment.tenant,
+        **deployment_values(deployment),
+        **idempotency.values(request.id, request.digest),
     )
+    added = statement.on_conflict_do_nothing().returning(DEPLOYMENTS.c.id)
+    return connection.execute(added).first() is not None
 
 
-def _deployment_of_model(connection: Connection, tenant: str, model: str) -> Deployment | None:
-    query = select(DEPLOYMENTS).where(DEPLOYMENTS.c.tenant == tenant, DEPLOYMENTS.c.model == model)
+def _version_of_compression(
+    connection: Connection, tenant: str, compression: str
+) -> Version | None:
+    query = select(VERSIONS).where(
+        VERSIONS.c.tenant == tenant, VERSIONS.c.compression == compression
+    )
     row = connection.execute(query).first()
-    return None if row is None else deployment_of(row)
+    return None if row is None else version_of(row)
 
 
 def _next_number(connection: Connection, version: Version) -> int:
@@ -376,17 +362,11 @@ def _next_number(connection: Connection, version: Version) -> int:
     return (connection.execute(highest).scalar_one() or 0) + 1
 
 
-def _unended(connection: Connection, tenant: str, model: str) -> Sequence[Rollout]:
+def _lock_unended(connection: Connection, tenant: str, model: str) -> Sequence[Rollout]:
+    """Rollouts of a model that have not ended, kept from the controller until the commit."""
     ended = [state.value for state in RolloutState if state.has_ended]
     query = select(ROLLOUTS).where(*scope(ROLLOUTS, tenant, model), ROLLOUTS.c.state.not_in(ended))
-    return [rollout_of(row) for row in connection.execute(query).all()]
-
-
-def _retire_all(connection: Connection, tenant: str, model: str, now: datetime) -> None:
-    serving = VERSIONS.c.state == VersionState.SERVING.value
-    values = {"state": VersionState.RETIRED.value, "retire_time": now}
-    statement = update(VERSIONS).where(*scope(VERSIONS, tenant, model), serving)
-    connection.execute(statement.values(**values))
+    return [rollout_of(row) for row in connection.execute(query.with_for_update()).all()]
 
 
 def _newest(table: Table, tenant: str, model: str, before_id: str, count: int) -> Select[Any]:

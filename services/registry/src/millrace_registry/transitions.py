@@ -1,6 +1,13 @@
-"""Changes of state that users and the controller both make, inside the caller's transaction."""
+"""Changes of state that users and the controller both make, inside the caller's transaction.
+
+Rows are locked in one order, so that no two of them wait for each other: rollouts, versions,
+models, aliases.
+
+RolloutChanged   a rollout is no longer in the state that it was read in
+"""
 
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
 
@@ -8,7 +15,16 @@ from google.protobuf.message import Message
 from sqlalchemy import ColumnElement, Connection, Table, delete, func, select, update
 
 from millrace.registry.v1 import events_pb2
-from millrace_registry.domain import CHAMPION, Model, Rollout, RolloutState, Version, VersionState
+from millrace_registry.domain import (
+    CHAMPION,
+    EVERY,
+    Interface,
+    Model,
+    Rollout,
+    RolloutState,
+    Version,
+    VersionState,
+)
 from millrace_registry.lineage_store import checkpoint_time
 from millrace_registry.rows import model_of, rollout_values, version_of
 from millrace_registry.schema import ALIASES, MODELS, ROLLOUTS, VERSIONS
@@ -16,7 +32,9 @@ from millrace_registry.schema import ALIASES, MODELS, ROLLOUTS, VERSIONS
 RecordFact = Callable[[Connection, str, Message, str], None]
 """Adds a fact to a transaction: (connection, tenant, data, traceparent)."""
 
-EVERY = "-"
+
+class RolloutChanged(Exception):
+    """Somebody else has moved the rollout on since it was read; look at it again."""
 
 
 def read_model(connection: Connection, tenant: str, id: str) -> Model | None:
@@ -49,6 +67,14 @@ def set_version_state(
     )
 
 
+def write_interface(
+    connection: Connection, version: tuple[str, str, int], interface: Interface
+) -> None:
+    """Keep what clients must know of a version."""
+    values = {"interface": asdict(interface)}
+    connection.execute(update(VERSIONS).where(_is_version(*version)).values(**values))
+
+
 def quarantine_version(
     connection: Connection, version: Version, reason: str, now: datetime
 ) -> None:
@@ -79,13 +105,10 @@ def settle_rollout(
     """The new version serves, the one before it retires, and ``champion`` means the new one."""
     version = read_version(connection, rollout.tenant, rollout.model, rollout.to_version)
     assert version is not None, "a rollout leads to a version"
-    ended = {"state": RolloutState.SETTLED.value, "traffic_share": 1.0, "reason": reason}
-    _write_rollout(connection, rollout, finish_time=now, update_time=now, **ended)
+    _end(connection, rollout, RolloutState.SETTLED, 1.0, reason, now)
+    retire_serving(connection, rollout.tenant, rollout.model, now)
     new = (rollout.tenant, rollout.model, rollout.to_version)
-    set_version_state(connection, new, VersionState.SERVING, state_reason="")
-    if rollout.from_version:
-        old = (rollout.tenant, rollout.model, rollout.from_version)
-        set_version_state(connection, old, VersionState.RETIRED, retire_time=now)
+    set_version_state(connection, new, VersionState.SERVING, state_reason="", retire_time=None)
     connection.execute(
         update(MODELS)
         .where(MODELS.c.tenant == rollout.tenant, MODELS.c.id == rollout.model)
@@ -109,8 +132,7 @@ def reverse_rollout(
     """The version before serves alone again; the reason stays with the new one."""
     version = read_version(connection, rollout.tenant, rollout.model, rollout.to_version)
     assert version is not None, "a rollout leads to a version"
-    ended = {"state": RolloutState.REVERSED.value, "traffic_share": 0.0, "reason": reason}
-    _write_rollout(connection, rollout, finish_time=now, update_time=now, **ended)
+    _end(connection, rollout, RolloutState.REVERSED, 0.0, reason, now)
     key = (rollout.tenant, rollout.model, rollout.to_version)
     set_version_state(
         connection, key, VersionState.RETIRED, state_reason=f"reversed: {reason}", retire_time=now
@@ -125,14 +147,43 @@ def reverse_rollout(
     record(connection, rollout.tenant, fact, rollout.traceparent)
 
 
-def write_rollout(connection: Connection, rollout: Rollout) -> None:
-    """Write a rollout as it is now."""
-    values = rollout_values(rollout)
-    connection.execute(update(ROLLOUTS).where(ROLLOUTS.c.id == rollout.id).values(**values))
+def retire_serving(connection: Connection, tenant: str, model: str, now: datetime) -> None:
+    """Retire whatever serves: after a quarantine that need not be where a rollout started."""
+    serving = VERSIONS.c.state == VersionState.SERVING.value
+    statement = update(VERSIONS).where(*scope(VERSIONS, tenant, model), serving)
+    connection.execute(statement.values(state=VersionState.RETIRED.value, retire_time=now))
 
 
-def _write_rollout(connection: Connection, rollout: Rollout, **values: Any) -> None:
-    connection.execute(update(ROLLOUTS).where(ROLLOUTS.c.id == rollout.id).values(**values))
+def move_rollout(connection: Connection, before: Rollout, after: Rollout) -> None:
+    """Write what has become of a rollout.
+
+    Raises:
+        RolloutChanged: it is not in the state that ``before`` was read in: a user may have ended
+            it while the controller looked.
+    """
+    unchanged = (ROLLOUTS.c.id == before.id) & (ROLLOUTS.c.state == before.state.value)
+    statement = update(ROLLOUTS).where(unchanged).values(**rollout_values(after))
+    if connection.execute(statement).rowcount != 1:
+        raise RolloutChanged(f"{before.name} is no longer {before.state}")
+
+
+def _end(
+    connection: Connection,
+    rollout: Rollout,
+    state: RolloutState,
+    share: float,
+    reason: str,
+    now: datetime,
+) -> None:
+    ended = replace(
+        rollout,
+        state=state,
+        traffic_share=share,
+        reason=reason,
+        finish_time=now,
+        update_time=now,
+    )
+    move_rollout(connection, rollout, ended)
 
 
 def aliases_of(connection: Connection, tenant: str, model: str) -> dict[str, int]:

@@ -1,0 +1,61 @@
+"""Routes: how the requests to a model are spread, from what is desired and what answers. Pure."""
+
+from collections.abc import Container
+from dataclasses import replace
+
+from millrace_registry.domain import (
+    Model,
+    Rollout,
+    RolloutState,
+    Route,
+    Target,
+    Version,
+    triton_model_name,
+)
+
+
+def route_of_model(
+    model: Model,
+    rollouts: tuple[Rollout, ...],
+    versions: tuple[Version, ...],
+    *,
+    answering: Container[int],
+    endpoint: str,
+) -> Route:
+    """What gateways may send where: versions that are ``answering``, and no others.
+
+    ``rollouts`` are those that have not ended. The shares add up to 1, unless nothing answers.
+    """
+    share = {model.serving_version: 1.0}
+    for found in rollouts:
+        if found.state == RolloutState.CANARY and found.to_version in answering:
+            share[model.serving_version] -= found.traffic_share
+            share[found.to_version] = found.traffic_share
+    targets = tuple(
+        Target(
+            version=version.number,
+            share=share[version.number],
+            endpoints=(endpoint,),
+            artifact_digest=version.artifact.digest,
+            interface=version.interface,
+            traceparent=version.traceparent,
+        )
+        for version in sorted(versions, key=lambda version: version.number)
+        if version.number in share and version.number in answering and version.interface is not None
+    )
+    return Route(
+        tenant=model.tenant,
+        model=model.id,
+        triton_model=triton_model_name(model.tenant, model.id),
+        create_time=model.create_time,
+        aliases=model.aliases,
+        targets=_complete(targets),
+    )
+
+
+def _complete(targets: tuple[Target, ...]) -> tuple[Target, ...]:
+    """Shares that add up to 1: where one version alone can answer, it answers all."""
+    total = sum(target.share for target in targets)
+    if not targets or total <= 0:
+        return ()
+    return tuple(replace(target, share=round(target.share / total, 9)) for target in targets)

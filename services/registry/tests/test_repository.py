@@ -1,0 +1,110 @@
+"""Triton's folder: whole versions, unchanged while they run; and what is read from an artifact."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from millrace_registry.domain import Interface
+from millrace_registry.repository import ModelRepository, read_interface
+from millrace_registry.triton_config import EngineSettings
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Path:
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 256}))
+    tokenizer = {
+        "bos_token": {"content": "<s>", "lstrip": False},
+        "eos_token": "</s>",
+        "chat_template": "old",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "repository"
+
+
+@pytest.fixture
+def repository(root: Path) -> ModelRepository:
+    return ModelRepository(root, EngineSettings())
+
+
+def state(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Inode and bytes of every file: what Triton would notice a change of."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path): (path.stat().st_ino, path.read_bytes()) for path in files}
+
+
+def test_a_version_is_written_once_and_then_left_alone(
+    repository: ModelRepository, root: Path, artifact: Path
+) -> None:
+    repository.add_version("acme.demo", 1, artifact)
+    folder = root / "acme.demo/1"
+    assert (folder / "artifact").resolve() == artifact
+    before, written = state(folder), folder.stat().st_mtime_ns
+    repository.add_version("acme.demo", 1, artifact)
+    repository.add_version("acme.demo", 2, artifact)
+    repository.list_versions("acme.demo", [1, 2])
+    assert (state(folder), folder.stat().st_mtime_ns) == (before, written)
+    assert repository.versions("acme.demo") == [1, 2]
+
+
+def test_a_half_written_version_is_written_again(
+    repository: ModelRepository, root: Path, artifact: Path
+) -> None:
+    folder = root / "acme.demo/1"
+    folder.mkdir(parents=True)
+    (folder / "model.py").write_text("half")
+    left = root / ".tmp-acme.demo-1"
+    left.mkdir()
+    repository.add_version("acme.demo", 1, artifact)
+    assert "TritonPythonModel" in (folder / "model.py").read_text()
+    assert not left.exists()
+
+
+def test_the_list_of_versions_is_rewritten_only_when_it_changes(
+    repository: ModelRepository, artifact: Path
+) -> None:
+    repository.add_version("acme.demo", 1, artifact)
+    assert repository.models() == []
+    assert repository.list_versions("acme.demo", [1])
+    assert not repository.list_versions("acme.demo", [1])
+    assert repository.list_versions("acme.demo", [2, 1])
+    assert not repository.list_versions("acme.demo", [1, 2])
+    assert repository.models() == ["acme.demo"]
+
+
+def test_removing_a_version_keeps_its_artifact(
+    repository: ModelRepository, root: Path, artifact: Path
+) -> None:
+    repository.add_version("acme.demo", 1, artifact)
+    repository.remove_version("acme.demo", 1)
+    repository.remove_version("acme.demo", 1)
+    assert repository.versions("acme.demo") == []
+    assert (artifact / "config.json").exists()
+    repository.remove_model("acme.demo")
+    assert list(root.iterdir()) == []
+
+
+def test_the_interface_is_read_from_the_artifact(artifact: Path) -> None:
+    assert read_interface(artifact) == Interface(256, "old", "<s>", "</s>")
+    (artifact / "chat_template.jinja").write_text("{{ messages }}\n")
+    assert read_interface(artifact).chat_template == "{{ messages }}\n"
+
+
+@pytest.mark.parametrize("broken", ["config.json", "tokenizer_config.json"])
+def test_an_artifact_without_its_files_is_refused(artifact: Path, broken: str) -> None:
+    (artifact / broken).unlink()
+    with pytest.raises(OSError, match=broken):
+        read_interface(artifact)
+
+
+def test_an_artifact_of_another_kind_of_model_is_refused(artifact: Path) -> None:
+    (artifact / "config.json").write_text(json.dumps({"image_size": 224}))
+    with pytest.raises(KeyError, match="max_position_embeddings"):
+        read_interface(artifact)
