@@ -6,6 +6,9 @@ PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PACKAGES := $(wildcard libs/*/src) $(wildcard services/*/src)
 T ?=
+RUNS ?=
+SEED ?=
+ONLY ?=
 
 .PHONY: help
 help: ## List the targets
@@ -26,7 +29,7 @@ status: setup ## Say what runs
 	@.venv/bin/millrace status
 
 ##@ Develop
-.PHONY: setup test check format protos clean
+.PHONY: setup test check chaos format protos clean
 setup: ## Make the two virtual environments (quick when nothing changed)
 	@deploy/local/setup.sh
 test: setup ## Every check and every test; T=path runs one test alone
@@ -48,6 +51,9 @@ check: setup checks-tools ## Lint, types, layers, contracts, sizes
 	@deploy/checks/node_modules/.bin/buf breaking .millrace/contracts.binpb \
 	  --against protos/released.binpb --config protos/buf.yaml
 	@$(PYTHON) deploy/checks/sizes.py
+chaos: setup ## Break everything, for long; RUNS=1000 SEED=1 ONLY=crash,nats narrow it
+	@$(PYTHON) -m tests.chaos $(if $(RUNS),--runs $(RUNS)) $(if $(SEED),--seed $(SEED)) \
+	  $(if $(ONLY),--only $(ONLY))
 format: setup ## Format the code
 	@ruff check --fix . && ruff format .
 protos: setup ## Generate the contracts' code, the AsyncAPI document and the diagram

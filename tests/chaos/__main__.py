@@ -1,0 +1,62 @@
+"""``make chaos``: the long runs. Exit status 1 when a promise was broken."""
+
+import argparse
+import secrets
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.chaos import outcome
+from tests.chaos.outcome import Harness, Outcome
+
+REPORT = Path(".millrace/chaos.json")
+
+
+def harnesses() -> dict[str, tuple[Harness, int]]:
+    """Each harness by name, with the runs that it makes when nobody says how many."""
+    return {}
+
+
+def main() -> int:
+    known = harnesses()
+    parser = argparse.ArgumentParser(
+        prog="make chaos",
+        description="Break everything, and see that nothing is lost and nothing happens twice.",
+    )
+    parser.add_argument("--runs", type=int, help="disturbances of each harness")
+    parser.add_argument("--seed", type=int, default=secrets.randbelow(2**31))
+    parser.add_argument("--only", default="", help=f"some of: {', '.join(known)}")
+    arguments = parser.parse_args()
+    chosen = [name.strip() for name in arguments.only.split(",") if name.strip()] or list(known)
+    unknown = sorted(set(chosen) - set(known))
+    if unknown:
+        parser.error(f"there is no harness {unknown[0]!r}; there are: {', '.join(known)}")
+    print(f"seed {arguments.seed}: SEED={arguments.seed} draws the same again", flush=True)
+    outcomes = [_run(name, *known[name], arguments) for name in chosen]
+    outcome.write(outcomes, arguments.seed, REPORT)
+    print(f"written to {REPORT}")
+    return 0 if all(each.is_kept for each in outcomes) else 1
+
+
+def _run(name: str, run: Harness, usual_runs: int, arguments: argparse.Namespace) -> Outcome:
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix=f"millrace-chaos-{name}-") as directory:
+        found = run(
+            arguments.runs or usual_runs,
+            arguments.seed,
+            Path(directory),
+            lambda line: print(f"  {name}: {line}", flush=True),
+        )
+    verdict = "kept" if found.is_kept else f"BROKEN {len(found.violations)} times"
+    print(f"{name}: {verdict}, {found.runs} runs in {time.monotonic() - started:.0f} s")
+    for what, value in found.figures.items():
+        shown = f"{value:,.3f}" if isinstance(value, float) else str(value)
+        print(f"    {what:<36} {shown}")
+    for violation in found.violations[:20]:
+        print(f"    ! {violation}")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
