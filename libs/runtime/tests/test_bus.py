@@ -10,10 +10,11 @@ from sqlalchemy import MetaData
 from millrace.data.v1 import events_pb2
 from millrace.topology import DEAD_LETTER_STREAM, STREAM
 from millrace_runtime import bus
-from millrace_runtime.bus import Consumer, PoisonFact, Relay, Subscription
+from millrace_runtime.bus import Consumer, PoisonFact, Subscription
 from millrace_runtime.cloudevent import Event
 from millrace_runtime.database import Database, open_database
 from millrace_runtime.outbox import Outbox, outbox_table
+from millrace_runtime.relay import Relay
 from millrace_testkit.servers import NatsServer
 
 METADATA = MetaData()

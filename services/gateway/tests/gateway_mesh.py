@@ -32,9 +32,9 @@ from millrace_gateway.domain import Principal, Role
 from millrace_gateway.serving import serve
 from millrace_gateway.settings import GatewaySettings
 from millrace_gateway.store import OUTBOX, KeyTable
-from millrace_runtime.bus import Relay
 from millrace_runtime.database import migrate, open_database
 from millrace_runtime.outbox import Outbox
+from millrace_runtime.relay import Relay
 from millrace_testkit.servers import free_port, is_listening, wait_until
 
 _Result = TypeVar("_Result")

@@ -28,9 +28,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from millrace_runtime import bus, telemetry
-from millrace_runtime.bus import Consumer, Relay
+from millrace_runtime.bus import Consumer
 from millrace_runtime.database import Database
 from millrace_runtime.interceptors import ServiceInterceptor
+from millrace_runtime.relay import Relay
 from millrace_runtime.settings import ServiceSettings
 
 LOG = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """The outbox: facts kept beside the state they follow from, in the same transaction.
 
-It is the history: rows are never removed. The relay (``bus.py``) publishes what it finds
+It is the history: rows are never removed. The relay (``relay.py``) publishes what it finds
 unpublished; a row remembers in which incarnation of the stream it was published, so that
 after the loss of the stream everything is published again.
 """

@@ -13,11 +13,12 @@ from millrace_compressor.settings import CompressorSettings
 from millrace_compressor.store import CompressionStore
 from millrace_compressor.upstream import FinishedCheckpoints, RegistryDeployments
 from millrace_runtime import hosting
-from millrace_runtime.bus import Consumer, Relay
+from millrace_runtime.bus import Consumer
 from millrace_runtime.content import ContentStore
 from millrace_runtime.database import migrate, open_database
 from millrace_runtime.hosting import Service
 from millrace_runtime.outbox import Outbox
+from millrace_runtime.relay import Relay
 from millrace_runtime.settings import from_command_line
 from millrace_runtime.work import Worker
 

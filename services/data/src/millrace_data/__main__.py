@@ -13,11 +13,12 @@ from millrace_data.schema import OUTBOX
 from millrace_data.settings import DataSettings
 from millrace_data.store import DatasetStore, FileStore
 from millrace_runtime import hosting
-from millrace_runtime.bus import Consumer, Relay
+from millrace_runtime.bus import Consumer
 from millrace_runtime.content import ContentStore
 from millrace_runtime.database import migrate, open_database
 from millrace_runtime.hosting import Service
 from millrace_runtime.outbox import Outbox
+from millrace_runtime.relay import Relay
 from millrace_runtime.settings import from_command_line
 from millrace_runtime.work import Worker
 

@@ -14,9 +14,9 @@ from millrace_gateway.serving import serve, stop_on_signals
 from millrace_gateway.settings import GatewaySettings
 from millrace_gateway.store import OUTBOX, KeyTable
 from millrace_runtime import hosting, telemetry
-from millrace_runtime.bus import Relay
 from millrace_runtime.database import Database, migrate, open_database
 from millrace_runtime.outbox import Outbox
+from millrace_runtime.relay import Relay
 from millrace_runtime.settings import from_command_line
 
 MIGRATIONS = Path(__file__).parent / "migrations"

@@ -33,9 +33,9 @@ from millrace_gateway.route import RouteTable
 from millrace_gateway.settings import GatewaySettings
 from millrace_gateway.triton import TritonEngine
 from millrace_runtime import bus
-from millrace_runtime.bus import Relay
 from millrace_runtime.errors import MillraceError
 from millrace_runtime.hosting import NATS_CONNECTED
+from millrace_runtime.relay import Relay
 
 LOG = logging.getLogger(__name__)
 

@@ -18,11 +18,12 @@ from millrace_registry.triton import Triton
 from millrace_registry.triton_config import EngineSettings
 from millrace_registry.upstream import ArtifactReconciler
 from millrace_runtime import hosting, names
-from millrace_runtime.bus import Consumer, Relay
+from millrace_runtime.bus import Consumer
 from millrace_runtime.content import ContentStore
 from millrace_runtime.database import migrate, open_database
 from millrace_runtime.hosting import Service
 from millrace_runtime.outbox import Outbox
+from millrace_runtime.relay import Relay
 from millrace_runtime.settings import from_command_line, secret
 
 MIGRATIONS = Path(__file__).parent / "migrations"

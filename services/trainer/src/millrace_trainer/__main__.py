@@ -6,12 +6,13 @@ from pathlib import Path
 
 from millrace.data.v1.service_pb2_grpc import DataServiceStub
 from millrace_runtime import hosting
-from millrace_runtime.bus import Consumer, Relay
+from millrace_runtime.bus import Consumer
 from millrace_runtime.channel import open_channel
 from millrace_runtime.content import ContentStore
 from millrace_runtime.database import migrate, open_database
 from millrace_runtime.hosting import Service
 from millrace_runtime.outbox import Outbox
+from millrace_runtime.relay import Relay
 from millrace_runtime.settings import from_command_line
 from millrace_runtime.work import Worker
 from millrace_trainer.api import SERVICE_NAME, TrainerServicer
