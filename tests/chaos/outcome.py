@@ -17,16 +17,25 @@ class Outcome:
         runs: how many disturbances were made.
         violations: one sentence for each broken promise; none when all were kept.
         figures: what was measured, by a name that ends in its unit.
+        skipped_because: what this machine does not allow; empty when it ran.
     """
 
     name: str
     runs: int
     violations: Sequence[str] = ()
     figures: Mapping[str, float | int | str] = field(default_factory=dict)
+    skipped_because: str = ""
 
     @property
-    def is_kept(self) -> bool:
-        return self.runs > 0 and not self.violations
+    def is_broken(self) -> bool:
+        """Also when nothing was disturbed: that proves nothing."""
+        return bool(self.violations) or (self.runs == 0 and not self.skipped_because)
+
+    @property
+    def verdict(self) -> str:
+        if self.skipped_because:
+            return f"SKIPPED ({self.skipped_because})"
+        return f"BROKEN {len(self.violations)} times" if self.is_broken else "kept"
 
 
 Harness = Callable[[int, int, Path, Say], Outcome]

@@ -86,6 +86,7 @@ def test_help_shows_where_to_start(millrace: CommandLine):
         (("rollouts", "list"), "/v1/rollouts"),
         (("deployments", "list"), "/v1/deployments"),
         (("keys", "list"), "/v1/keys"),
+        (("dead-letters", "list"), "/v1/dead_letters"),
         (("models",), "/v1/models"),
         (("versions",), "/v1/versions"),
     ],
@@ -346,6 +347,11 @@ def test_down_without_a_mesh_is_no_error(millrace: CommandLine):
     result = millrace("down")
     assert result.exit_code == 0
     assert "no mesh runs" in result.output
+
+
+def test_restart_needs_a_mesh_and_known_services(millrace: CommandLine):
+    assert "no mesh is ready" in str(millrace("restart").exception)
+    assert "'nats' cannot be restarted" in str(millrace("restart", "nats").exception)
 
 
 def test_logs_show_the_end(millrace: CommandLine):

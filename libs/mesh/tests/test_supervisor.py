@@ -6,9 +6,11 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -18,12 +20,13 @@ import psutil
 import pytest
 
 from millrace_client.home import Home
-from millrace_mesh import state
+from millrace_mesh import control, state
 from millrace_mesh.layout import Layout
 from millrace_mesh.log import MeshLog
 from millrace_mesh.nats import NotDurable
 from millrace_mesh.probes import NotReady, Probe
 from millrace_mesh.processes import ProcessSpec
+from millrace_mesh.restart_request import RestartRequest
 from millrace_mesh.supervisor import Supervisor
 
 TIMEOUT_SECONDS = 15
@@ -283,3 +286,114 @@ def test_the_log_is_kept_by_process_and_together(tmp_path: Path):
     asyncio.run(scenario())
     assert (tmp_path / "logs" / "a.log").read_text().splitlines()[:2] == ["one", "no newline"]
     assert "a      | one" in (tmp_path / "logs" / "mesh.log").read_text()
+
+
+LISTENING = """
+    import os, signal, socket, sys, threading
+    listener = socket.socket(fileno=int(os.environ["LISTENER"]))
+    stopping = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    listener.settimeout(0.02)
+    print("serving", flush=True)
+    while not stopping.is_set():
+        try:
+            connection, _ = listener.accept()
+        except TimeoutError:
+            continue
+        connection.recv(100)
+        connection.sendall(str(os.getpid()).encode())
+        connection.close()
+    """
+
+
+def listening(name: str, code: str = LISTENING, **fields: object) -> ProcessSpec:
+    """A server on a socket that the supervisor holds; it answers with its process id."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = listener.getsockname()
+
+    async def answers() -> int:
+        return int(await asyncio.to_thread(ask, address))
+
+    environment = {**os.environ, "LISTENER": str(listener.fileno())}
+    defaults = {"listener": listener, "environment": environment, "is_ready": answers}
+    return spec(name, python(code), **{**defaults, **fields})
+
+
+def ask(address: tuple[str, int]) -> str:
+    with socket.create_connection(address, timeout=TIMEOUT_SECONDS) as connection:
+        connection.sendall(b"who are you?")
+        return connection.recv(100).decode()
+
+
+def test_a_rolling_restart_loses_no_connection(tmp_path: Path):
+    server = listening("a")
+    assert server.listener is not None
+    address, answers, asking = server.listener.getsockname(), [], threading.Event()
+
+    def clients() -> None:
+        while not asking.is_set():
+            answers.append(ask(address))
+
+    async def scenario() -> None:
+        async with running(tmp_path, server) as mesh:
+            await mesh.until(lambda: mesh.state["phase"] == state.READY)
+            asked = asyncio.create_task(asyncio.to_thread(clients))
+            pids = [mesh.process("a")["pid"]]
+            for _ in range(3):
+                drained = await asyncio.to_thread(restart_from_outside, mesh)
+                assert drained.keys() == {"a"}
+                pids.append(mesh.process("a")["pid"])
+            asking.set()
+            await asked
+            assert len(set(pids)) == 4
+            assert set(answers) == {str(pid) for pid in pids}
+            assert mesh.process("a")["restarts"] == 0, "what was asked for is no mishap"
+            assert [pid for pid in pids[:3] if not _is_gone(pid)] == []
+
+    asyncio.run(scenario())
+
+
+def restart_from_outside(mesh: Mesh) -> dict[str, float]:
+    request = RestartRequest(("a",))
+    with state.hold_lock(mesh.home.lock_file):  # as ``supervisor.run`` does
+        return control._restart(mesh.home, request, None)
+
+
+def test_a_new_process_that_does_not_come_up_changes_nothing(tmp_path: Path):
+    broken = tmp_path / "broken"
+    code = f"""
+        import pathlib, sys
+        sys.exit(3) if pathlib.Path({str(broken)!r}).exists() else None
+        """ + textwrap.indent(textwrap.dedent(LISTENING), "        ")
+
+    async def scenario() -> None:
+        async with running(tmp_path, listening("a", code)) as mesh:
+            await mesh.until(lambda: mesh.state["phase"] == state.READY)
+            first = mesh.process("a")["pid"]
+            broken.touch()
+            with pytest.raises(control.RestartFailed, match="the new a ended with status 3"):
+                await asyncio.to_thread(restart_from_outside, mesh)
+            assert mesh.process("a")["pid"] == first
+            assert mesh.process("a")["phase"] == state.READY
+            broken.unlink()
+            await asyncio.to_thread(restart_from_outside, mesh)
+            assert mesh.process("a")["pid"] != first
+
+    asyncio.run(scenario())
+
+
+def test_what_makes_its_own_socket_is_not_replaced(tmp_path: Path):
+    async def scenario() -> None:
+        async with running(tmp_path, spec("a", SLEEP)) as mesh:
+            await mesh.until(lambda: mesh.state["phase"] == state.READY)
+            with pytest.raises(control.RestartFailed, match="cannot be replaced"):
+                await asyncio.to_thread(restart_from_outside, mesh)
+
+    asyncio.run(scenario())
+
+
+def test_only_services_can_be_asked_for(tmp_path: Path):
+    with pytest.raises(control.RestartFailed, match="'nats' cannot be restarted"):
+        control.restart(Home(tmp_path), ["nats"])
+    with pytest.raises(control.RestartFailed, match="no mesh is ready"):
+        control.restart(Home(tmp_path))

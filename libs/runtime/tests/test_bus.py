@@ -1,4 +1,4 @@
-"""The relay and the consumer against a real nats-server."""
+"""The consumer, with a relay before it, against a real nats-server."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import MetaData
 
 from millrace.data.v1 import events_pb2
-from millrace.topology import DEAD_LETTER_STREAM, STREAM
+from millrace.topology import DEAD_LETTER_STREAM
 from millrace_runtime import bus
 from millrace_runtime.bus import Consumer, PoisonFact, Subscription
 from millrace_runtime.cloudevent import Event
@@ -111,54 +111,7 @@ def test_poison_goes_to_the_dead_letters_with_its_reason_and_blocks_nothing(
             await until(lambda: mesh.seen == ["good"])
             jetstream = mesh.client.jetstream()
             letter = await jetstream.get_msg(DEAD_LETTER_STREAM, seq=1)
-            assert letter.subject == "dead.millrace.acme.data.dataset.ready"
+            assert letter.subject.startswith("dead.millrace.acme.data.dataset.ready.letter-")
             assert letter.headers and letter.headers["Millrace-Reason"] == "bad is poison"
-
-    asyncio.run(scenario())
-
-
-def test_the_history_is_published_again_into_a_stream_that_was_lost(
-    store: Database, nats_server: NatsServer
-) -> None:
-    async def scenario() -> None:
-        record(store, "one", "two")
-        async with Mesh(store, nats_server) as mesh:
-            await until(lambda: len(mesh.seen) == 2)
-            await mesh.client.jetstream().delete_stream(STREAM)
-            record(store, "three")
-            await until(lambda: mesh.seen[2:] == ["one", "two", "three"])
-
-    asyncio.run(scenario())
-
-
-def test_facts_recorded_while_the_server_is_dead_arrive_after_it_returns(
-    store: Database, nats_server: NatsServer
-) -> None:
-    async def scenario() -> None:
-        async with Mesh(store, nats_server) as mesh:
-            record(store, "before")
-            await until(lambda: mesh.seen == ["before"])
-            nats_server.kill()
-            record(store, "during")
-            await asyncio.sleep(0.5)
-            nats_server.start()
-            await until(lambda: "during" in mesh.seen)
-            assert set(mesh.seen) == {"before", "during"}
-
-    asyncio.run(scenario())
-
-
-def test_a_fact_published_twice_is_stored_once(store: Database, nats_server: NatsServer) -> None:
-    async def scenario() -> None:
-        record(store, "one")
-        async with Mesh(store, nats_server) as mesh:
-            await until(lambda: mesh.seen == ["one"])
-        with store.transaction() as connection:
-            connection.exec_driver_sql("UPDATE outbox SET published_in = NULL")
-        async with Mesh(store, nats_server) as mesh:
-            record(store, "two")
-            await until(lambda: mesh.seen == ["two"])
-            info = await mesh.client.jetstream().stream_info(STREAM)
-            assert info.state.messages == 2
 
     asyncio.run(scenario())

@@ -1,4 +1,6 @@
+import subprocess
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Column, MetaData, String, Table, select, true
@@ -6,6 +8,7 @@ from sqlalchemy import Column, MetaData, String, Table, select, true
 from millrace_runtime import leases
 from millrace_runtime.database import Database
 from millrace_runtime.leases import Lease, LeaseLost
+from millrace_runtime.owner import this_process
 from millrace_testkit.clock import FakeClock
 
 METADATA = MetaData()
@@ -82,3 +85,50 @@ def test_a_released_row_can_be_claimed_at_once(database: Database, clock: FakeCl
         leases.release(connection, TASKS, lease)
     again = claim(database, clock, "b")
     assert again and again.id == lease.id and again.epoch == lease.epoch + 1
+
+
+def test_a_row_that_is_put_off_waits_and_nobody_can_hold_it_meanwhile(
+    database: Database, clock: FakeClock
+) -> None:
+    lease = claim(database, clock, "a")
+    assert lease
+    with database.transaction() as connection:
+        leases.put_off(connection, TASKS, lease, clock() + timedelta(seconds=30))
+    with pytest.raises(LeaseLost), database.transaction() as connection:
+        leases.renew(connection, TASKS, lease, now=clock(), duration=DURATION)
+    with pytest.raises(LeaseLost):
+        answer(database, lease, "late")
+    with pytest.raises(LeaseLost), database.transaction() as connection:
+        leases.put_off(connection, TASKS, lease, clock())
+    clock.advance(29)
+    other = claim(database, clock, "b")
+    assert other and other.id != lease.id
+    clock.advance(2)
+    again = claim(database, clock, "b")
+    assert again and again.id == lease.id
+
+
+def test_a_released_row_is_not_renewed(database: Database, clock: FakeClock) -> None:
+    """The thread that renews may come a moment after the one that gave the row back."""
+    lease = claim(database, clock, "a")
+    assert lease
+    with database.transaction() as connection:
+        leases.release(connection, TASKS, lease)
+    with pytest.raises(LeaseLost), database.transaction() as connection:
+        leases.renew(connection, TASKS, lease, now=clock(), duration=DURATION)
+    again = claim(database, clock, "b")
+    assert again and again.id == lease.id
+
+
+def test_work_of_an_owner_that_has_ended_is_taken_over_before_its_lease_runs_out(
+    database: Database, clock: FakeClock
+) -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        place = this_process().rpartition("/")[0].rpartition("/")[0]
+        ticks = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19]
+        stale = claim(database, clock, f"{place}/{process.pid}/{ticks}")
+        other = claim(database, clock, "b")
+        assert stale and other and claim(database, clock, "c") is None
+        process.kill()
+    taken = claim(database, clock, "c")
+    assert taken and taken.id == stale.id and taken.epoch == stale.epoch + 1

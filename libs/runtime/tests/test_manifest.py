@@ -70,6 +70,22 @@ def test_files_that_are_not_as_committed_are_found(tmp_path: Path, damage: str) 
         manifest.verify(target, digest)
 
 
+@pytest.mark.parametrize("name", ["a", manifest.MANIFEST_NAME, "deep"])
+def test_a_link_is_refused_though_it_leads_to_the_same_bytes(tmp_path: Path, name: str) -> None:
+    target, digest = committed(tmp_path, {"a": b"first", "deep/b": b"other"})
+    (target / name).rename(tmp_path / "elsewhere")
+    (target / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ManifestMismatch, match=name):
+        manifest.verify(target, digest)
+
+
+def test_what_differs_is_said(tmp_path: Path) -> None:
+    target, digest = committed(tmp_path, {"a": b"first", "b": b"other"})
+    (target / "a").write_bytes(b"fir")
+    with pytest.raises(ManifestMismatch, match=r"a differs .* it has 3 bytes, not 5"):
+        manifest.verify(target, digest)
+
+
 def test_a_directory_that_was_never_committed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ManifestMissing):
         manifest.verify(tmp_path, "sha256:" + "0" * 64)

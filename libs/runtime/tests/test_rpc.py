@@ -1,5 +1,6 @@
 """Calls between services: token, validation, rich errors, trace context."""
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +12,7 @@ from millrace_runtime.channel import call, open_channel
 from millrace_runtime.errors import AlreadyExists, InvalidArgument, NotFound, Unauthenticated
 from millrace_runtime.errors import Unavailable as UnavailableError
 from millrace_runtime.interceptors import ServiceInterceptor
-from millrace_testkit.servers import free_port
+from millrace_testkit.servers import free_port, wait_until
 
 TOKEN = "secret"
 FILE = "tenants/acme/files/file-1"
@@ -104,3 +105,82 @@ def test_a_bug_is_an_internal_error_that_shows_nothing_of_the_inside(
 ) -> None:
     with pytest.raises(UnavailableError, match="INTERNAL: internal error"):
         call(stub.GetFile, service_pb2.GetFileRequest(name="tenants/acme/files/bug"))
+
+
+class Restarting(FileServicer):
+    """Says for the first calls that it is not there, as a server does that stops just then."""
+
+    def __init__(self, refusals: int) -> None:
+        self._refusals = refusals
+        self.request_ids: list[str] = []
+
+    def CreateDataset(self, request, context):  # type: ignore[no-untyped-def]
+        self.request_ids.append(request.request_id)
+        if len(self.request_ids) <= self._refusals:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "stopping")
+        return service_pb2.CreateDatasetResponse()
+
+
+def test_a_call_that_was_not_taken_is_sent_again() -> None:
+    servicer = Restarting(refusals=2)
+    server = grpc.server(ThreadPoolExecutor(4))
+    service_pb2_grpc.add_DataServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with open_channel(f"127.0.0.1:{port}", None) as channel:
+        stub = service_pb2_grpc.DataServiceStub(channel)
+        call(stub.CreateDataset, service_pb2.CreateDatasetRequest(request_id="once"))
+    server.stop(None)
+    assert servicer.request_ids == ["once"] * 3
+
+
+def test_a_service_that_stays_away_is_unavailable() -> None:
+    with open_channel(f"127.0.0.1:{free_port()}", None) as channel:
+        stub = service_pb2_grpc.DataServiceStub(channel)
+        with pytest.raises(UnavailableError):
+            call(stub.GetFile, service_pb2.GetFileRequest(name=FILE))
+
+
+def test_one_server_follows_another_at_the_same_port_and_no_call_fails() -> None:
+    servers, answered = [start_shared()], 0
+    address = f"127.0.0.1:{servers[0][1]}"
+    stopping = threading.Event()
+    failures: list[Exception] = []
+
+    def ask() -> None:
+        nonlocal answered
+        with open_channel(address, TOKEN) as channel:
+            stub = service_pb2_grpc.DataServiceStub(channel)
+            while not stopping.is_set():
+                try:
+                    call(stub.GetFile, service_pb2.GetFileRequest(name=FILE))
+                    answered += 1
+                except Exception as error:  # whatever it is, the caller was failed
+                    failures.append(error)
+
+    askers = [threading.Thread(target=ask) for _ in range(4)]
+    for asker in askers:
+        asker.start()
+    for _ in range(5):
+        before = answered
+        wait_until(lambda: answered > before + 50, 20, "calls are answered")  # noqa: B023
+        old, port = servers[-1]
+        servers.append(start_shared(port))
+        old.stop(5).wait()
+    stopping.set()
+    for asker in askers:
+        asker.join()
+    servers[-1][0].stop(None)
+    assert failures == []
+
+
+def start_shared(port: int = 0) -> tuple[grpc.Server, int]:
+    server = grpc.server(
+        ThreadPoolExecutor(4),
+        interceptors=[ServiceInterceptor(TOKEN)],
+        options=[("grpc.so_reuseport", 1)],
+    )
+    service_pb2_grpc.add_DataServiceServicer_to_server(FileServicer(), server)
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
+    server.start()
+    return server, port

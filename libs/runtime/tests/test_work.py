@@ -35,6 +35,12 @@ def work(spec: Spec, reporter: jobs.Reporter) -> None:
     if spec.mode == "crash":
         import os
         os._exit(9)
+    if spec.mode == "killed":
+        import os, signal
+        os.kill(os.getpid(), signal.SIGKILL)
+    if spec.mode == "two ranks":
+        reporter.report("error", reason="DATASET_DAMAGED", message="what the second rank found")
+        raise ConnectionError("what the first then met")
     if spec.mode == "endless":
         time.sleep(60)
     reporter.report("result", answer=42)
@@ -81,6 +87,13 @@ def test_a_bug_is_internal_and_a_death_is_a_crash(job: str, tmp_path: Path) -> N
     assert run(job, tmp_path, "bug")[0] == JobFailure("INTERNAL", "ZeroDivisionError: oops")
     outcome, _ = run(job, tmp_path, "crash")
     assert outcome.reason == "CRASHED" and "status 9" in outcome.message
+    outcome, _ = run(job, tmp_path, "killed")
+    assert outcome.reason == "CRASHED" and "was killed (SIGKILL)" in outcome.message
+
+
+def test_of_several_processes_the_first_to_fail_says_why(job: str, tmp_path: Path) -> None:
+    outcome, _ = run(job, tmp_path, "two ranks")
+    assert outcome == JobFailure("DATASET_DAMAGED", "what the second rank found")
 
 
 def test_a_spec_that_does_not_fit_is_said_so(job: str, tmp_path: Path) -> None:
@@ -119,6 +132,26 @@ def test_a_job_dies_with_the_service_that_started_it(job: str, tmp_path: Path) -
     service.wait()
     service.stdout.close()
     wait_until(lambda: not _is_running(int(children[0])), 5, "the job dies")
+
+
+def test_a_job_does_not_outlast_a_service_that_stands_still(job: str, tmp_path: Path) -> None:
+    """Else it would write beside the job of whoever takes the work over."""
+    program = (
+        "import threading, pathlib\n"
+        "from millrace_runtime.work import run_job\n"
+        f"run_job({job!r}, {{'mode': 'endless'}}, pathlib.Path({str(tmp_path)!r}),"
+        " print, threading.Event(), patience_seconds=0.5)\n"
+    )
+    service = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert service.stdout is not None
+    assert service.stdout.readline()  # the job's first report: it is well under way
+    children = Path(f"/proc/{service.pid}/task/{service.pid}/children").read_text().split()
+    service.send_signal(signal.SIGSTOP)
+    wait_until(lambda: not _is_running(int(children[0])), 10, "the job ends")
+    service.kill()
+    service.wait()
+    service.stdout.close()
+    assert "stands still" in (tmp_path / "job.log").read_text()
 
 
 def _is_running(pid: int) -> bool:

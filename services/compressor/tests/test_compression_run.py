@@ -10,11 +10,20 @@ from compressor_builders import GATE
 
 import millrace_compressor
 from millrace_compressor.compression_run import CompressionCrashed, CompressionRunner
-from millrace_compressor.domain import Checkpoint, Compression, Content, Order, State, Target
+from millrace_compressor.domain import (
+    MAXIMUM_ATTEMPTS,
+    Checkpoint,
+    Compression,
+    Content,
+    Failure,
+    Order,
+    State,
+    Target,
+)
 from millrace_compressor.events import FactRecorder
 from millrace_compressor.schema import OUTBOX
 from millrace_compressor.store import CompressionStore
-from millrace_runtime import manifest
+from millrace_runtime import manifest, storage
 from millrace_runtime.content import ContentStore
 from millrace_runtime.database import migrate, open_database
 from millrace_runtime.outbox import Outbox
@@ -135,12 +144,25 @@ def test_a_crash_is_tried_three_times(bench: Bench) -> None:
     assert bench.perform().state == State.FAILED
 
 
+def test_a_compression_waits_for_the_disk_as_long_as_it_takes(bench: Bench) -> None:
+    bench.play = lambda spec: JobFailure("STORAGE_FULL", "the disk is full")
+    for _ in range(MAXIMUM_ATTEMPTS + 2):
+        waiting = bench.perform()
+        assert waiting.state == State.RUNNING
+        assert waiting.failure == Failure("STORAGE_FULL", "the disk is full")
+        assert bench.store.claim() is None
+        bench.clock.advance(storage.RETRY_WAIT.total_seconds() + 1)
+    bench.play = bench.finish
+    done = bench.perform()
+    assert (done.state, done.failure) == (State.SUCCEEDED, None)
+
+
 def test_a_damaged_checkpoint_is_never_compressed(bench: Bench) -> None:
     (bench.content.working_path("checkpoint") / "weights").write_bytes(b"1235")
     done = bench.perform()
     assert done.state == State.FAILED
     assert done.failure
-    assert done.failure.reason == "CHECKPOINT_INVALID"
+    assert done.failure.reason == "CONTENT_DAMAGED"
     assert "weights differs" in done.failure.message
 
 

@@ -1,5 +1,6 @@
 """Rows, facts and leases, on SQLite and PostgreSQL."""
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,7 +11,14 @@ from compressor_builders import TIME, checkpoint, content, order
 from sqlalchemy import select
 
 import millrace_compressor
-from millrace_compressor.domain import Compression, Failure, Measurements, State, Verdict
+from millrace_compressor.domain import (
+    SUPERSEDED,
+    Compression,
+    Failure,
+    Measurements,
+    State,
+    Verdict,
+)
 from millrace_compressor.events import FactRecorder
 from millrace_compressor.schema import METADATA, OUTBOX
 from millrace_compressor.store import CompressionStore
@@ -83,10 +91,42 @@ def test_a_newer_checkpoint_supersedes_older_queued_ones_but_no_final_one(
     older, final, newer = store.add(order(1)), store.add(order(2, final=True)), store.add(order(3))
     assert get(store, older).state == State.CANCELLED
     assert get(store, older).failure == Failure(
-        "SUPERSEDED", "a newer checkpoint of the model came before its turn"
+        "SUPERSEDED", "a newer checkpoint of its run came before its turn"
     )
     assert get(store, final).state == State.QUEUED
     assert get(store, newer).state == State.QUEUED
+
+
+def test_an_older_checkpoint_that_is_told_of_later_is_superseded_too(
+    store: CompressionStore,
+) -> None:
+    newer, older, final = store.add(order(3)), store.add(order(1)), store.add(order(2, final=True))
+    assert get(store, older).failure == SUPERSEDED
+    assert get(store, newer).state == State.QUEUED
+    assert get(store, final).state == State.QUEUED
+
+
+def test_runs_of_one_model_do_not_supersede_each_other(store: CompressionStore) -> None:
+    first = store.add(order(1))
+    of_other = replace(checkpoint(9), name="tenants/acme/runs/run-2/checkpoints/ckpt-demo-9")
+    store.add(replace(order(9), checkpoint=of_other))
+    assert get(store, first).state == State.QUEUED
+
+
+def test_what_a_person_asked_for_is_not_superseded(store: CompressionStore) -> None:
+    by_hand = store.add(replace(order(1), deployment=""))
+    store.add(order(2))
+    assert get(store, by_hand).state == State.QUEUED
+
+
+def test_one_that_is_superseded_before_its_worker_started_it_stays_so(
+    store: CompressionStore,
+) -> None:
+    older, lease = store.add(order(1)), claim(store)
+    store.add(order(2))
+    with pytest.raises(LeaseLost):
+        store.start(lease)
+    assert get(store, older).failure == SUPERSEDED
 
 
 def test_a_running_one_is_not_superseded(store: CompressionStore) -> None:

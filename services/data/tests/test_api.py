@@ -1,3 +1,5 @@
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,11 +10,12 @@ from data_builders import BUILT, Parts, chat_jsonl
 from millrace.data.v1 import service_pb2 as pb
 from millrace.data.v1 import service_pb2_grpc
 from millrace.lifecycle.v1 import lifecycle_pb2
-from millrace_data.api import DataServicer
+from millrace_data.api import DataServicer, whole
 from millrace_data.domain import Failure
 from millrace_runtime.channel import call, open_channel
 from millrace_runtime.database import open_database
 from millrace_runtime.errors import (
+    Aborted,
     AlreadyExists,
     FailedPrecondition,
     InvalidArgument,
@@ -272,3 +275,47 @@ def test_what_is_not_there(stub: service_pb2_grpc.DataServiceStub) -> None:
     with pytest.raises(grpc.RpcError) as broken:
         list(stub.ReadFile(pb.ReadFileRequest(name=file)))
     assert broken.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+def test_an_upload_that_breaks_off_leaves_nothing(
+    stub: service_pb2_grpc.DataServiceStub, parts: Parts
+) -> None:
+    for number in range(100):  # about one in fifteen looks to the servicer as if it had ended
+        going_on = threading.Event()
+        messages = unfinished(number, going_on)
+        call_in_progress = stub.UploadFile.future(messages)
+        assert going_on.wait(5)
+        time.sleep(0.005)  # the servicer is waiting for the rest
+        call_in_progress.cancel()
+    time.sleep(0.3)
+    assert stub.ListFiles(pb.ListFilesRequest(parent="tenants/acme")).files == []
+
+
+def unfinished(number: int, going_on: threading.Event) -> Iterator[pb.UploadFileRequest]:
+    size = {"size_bytes": 2000} if number % 2 else {}
+    yield header(**size)
+    yield pb.UploadFileRequest(chunk=b"x" * 1000)
+    going_on.set()
+    threading.Event().wait(0.02)
+
+
+def test_fewer_bytes_than_were_announced_are_refused(
+    stub: service_pb2_grpc.DataServiceStub,
+) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        upload(stub, b"some text", size_bytes=10)
+    assert caught.value.reason == "SIZE_MISMATCH"
+    assert upload(stub, b"some text", size_bytes=9).content.size_bytes == 9
+
+
+class Gone:
+    """The context of a call whose client has gone."""
+
+    def is_active(self) -> bool:
+        return False
+
+
+def test_what_ends_when_the_client_has_gone_is_no_end() -> None:
+    for said in (pb.UploadFileHeader(), pb.UploadFileHeader(size_bytes=1)):
+        with pytest.raises(Aborted):
+            list(whole(iter([b"x"]), said, Gone()))  # type: ignore[arg-type]

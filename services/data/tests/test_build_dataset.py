@@ -164,10 +164,13 @@ def test_a_damaged_dataset_is_not_taken_for_done(
 ) -> None:
     spec = spec_for(tmp_path, source)
     build(spec, reporter_lines)
+    _, digest = manifest.read(spec.output_path)
     shard = spec.output_path / "train-00000.npy"
     shard.write_bytes(shard.read_bytes()[:-1] + b"\xff")
     with pytest.raises(manifest.ManifestMismatch, match=r"train-00000\.npy"):
-        build(spec, reporter_lines)
+        manifest.verify(spec.output_path, digest)
+    build(spec, reporter_lines)  # nobody has heard of it yet: it is built again
+    manifest.verify(spec.output_path, digest)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,17 @@ from millrace_data.dataset_build import (
     DatasetBuilder,
     dataset_id_of,
 )
-from millrace_data.domain import Dataset, FileSet, Progress, Recipe, RequestKey, WorkState
-from millrace_runtime import manifest, telemetry, work
+from millrace_data.domain import (
+    MAXIMUM_ATTEMPTS,
+    Dataset,
+    Failure,
+    FileSet,
+    Progress,
+    Recipe,
+    RequestKey,
+    WorkState,
+)
+from millrace_runtime import manifest, storage, telemetry, work
 from millrace_runtime.leases import LeaseLost
 from millrace_runtime.work import JobFailure, JobOutcome, JobResult, JobStopped
 
@@ -173,6 +182,26 @@ def test_a_crash_and_then_success(parts: Parts, tmp_path: Path) -> None:
     parts.clock.advance(LEASE_SECONDS + 1)
     perform(parts, builder_of(parts, tmp_path, FakeJob()))
     assert now(parts, dataset).state is WorkState.SUCCEEDED
+
+
+@pytest.mark.parametrize("reason", ["STORAGE_FULL", "STORAGE_ERROR"])
+def test_a_build_waits_for_the_disk_as_long_as_it_takes(
+    parts: Parts, tmp_path: Path, reason: str
+) -> None:
+    job = FakeJob(JobFailure(reason, "the disk is full"))
+    dataset = parts.create()
+    for _ in range(MAXIMUM_ATTEMPTS + 2):
+        perform(parts, builder_of(parts, tmp_path, job))
+        waiting = now(parts, dataset)
+        assert waiting.state is WorkState.RUNNING
+        assert waiting.failure == Failure(reason, "the disk is full")
+        assert parts.dataset_store.claim() is None  # not before its time
+        parts.clock.advance(storage.RETRY_WAIT.total_seconds() + 1)
+    assert parts.facts() == []
+    job.outcome = None
+    perform(parts, builder_of(parts, tmp_path, job))
+    done = now(parts, dataset)
+    assert (done.state, done.failure) == (WorkState.SUCCEEDED, None)
 
 
 def test_a_build_stopped_by_draining_is_no_attempt(parts: Parts, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from millrace.topology import STREAM
 from millrace_data.settings import DataSettings
 from millrace_runtime.settings import describe
 from millrace_testkit.servers import NatsServer, free_port, wait_until
+from tests.chaos.disks import DisksNotAllowed, fill, small_disk
 
 TOKEN = "an-internal-secret"
 
@@ -232,3 +233,45 @@ def test_every_setting_is_explained_by_help() -> None:
     assert describe(DataSettings) in text
     for name in DataSettings.model_fields:
         assert f"MILLRACE_DATA_{name.upper()}" in text
+
+
+def datasets_told_of(nats_url: str) -> list[str]:
+    return [fact["data"].get("dataset", "") for fact in facts_on(nats_url)]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small disk of its own."""
+    try:
+        with small_disk(tmp_path / "disk", 8 << 20) as folder:
+            yield folder
+    except DisksNotAllowed as error:
+        pytest.skip(str(error))
+
+
+def test_a_full_disk_is_said_and_got_over(
+    disk: Path, tmp_path: Path, nats_server: NatsServer
+) -> None:
+    service = RunningService(disk, nats_server.url)
+    try:
+        service.start()
+        file = upload_texts(service, tmp_path, 80)
+        source = pb.DatasetSource(files=pb.FileSet(names=[file]))
+        ballast = fill(disk)
+        with pytest.raises(grpc.RpcError) as upload_refused:
+            upload_texts(service, tmp_path, 81)
+        assert upload_refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        with pytest.raises(grpc.RpcError) as create_refused:
+            for _ in range(1000):  # the database's log has some room of its own left
+                create(service, source, vocabulary_size=300)
+        assert create_refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "disk is full" in create_refused.value.details()
+        assert service.probe("livez") == 200
+        ballast.unlink()
+        name = create(service, source, vocabulary_size=400, heldout_fraction=0.1)
+        succeeded = lifecycle_pb2.WORK_STATE_SUCCEEDED
+        wait_until(lambda: state_of(service, name).state == succeeded, 60, name)
+        wait_until(lambda: name in datasets_told_of(nats_server.url), 20, "the relay goes on")
+        assert list((disk / "data" / "files").glob(".tmp-*")) == []
+    finally:
+        service.close()

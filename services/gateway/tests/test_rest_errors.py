@@ -9,7 +9,8 @@ from gateway_fakes import Answer
 from gateway_mesh import Mesh
 
 from millrace.data.v1 import service_pb2 as data_pb2
-from millrace_gateway.rest.errors import parameter
+from millrace_gateway.rest.errors import parameter, response
+from millrace_runtime.errors import ResourceExhausted, Unavailable
 
 CHAT: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": "x"}]}
 
@@ -189,3 +190,13 @@ def test_too_many_at_once(tmp_path: Path) -> None:
 )
 def test_parameter(location: tuple[str | int, ...], body: Any, path: str) -> None:
     assert parameter(location, body) == path
+
+
+def test_a_full_disk_is_no_quota() -> None:
+    full = response(ResourceExhausted("the disk is full", reason="STORAGE_FULL"))
+    assert full.status_code == 507
+    assert full.headers["retry-after"]
+    assert b'"code":"storage_full"' in bytes(full.body)
+    failing = response(Unavailable("the disk cannot be read", reason="STORAGE_ERROR"))
+    assert failing.status_code == 503
+    assert response(ResourceExhausted("slower", reason="RATE_LIMIT")).status_code == 429

@@ -130,12 +130,18 @@ class World:
         """The controller of another registry on the same database and Triton."""
         return self._controller(owner, self.control_of(owner))
 
-    def _controller(self, owner: str, control: ControlStore) -> Controller:
+    def controller_with(self, content: ContentStore) -> Controller:
+        """The controller, with another way to the content."""
+        return self._controller("one", self.control, content)
+
+    def _controller(
+        self, owner: str, control: ControlStore, content: ContentStore | None = None
+    ) -> Controller:
         return Controller(
             control,
             self.triton,
             ModelRepository(self.folder / "triton", EngineSettings()),
-            self.content,
+            content or self.content,
             endpoint=self._endpoint,
             life=f"controller-{owner}",
             drain=timedelta(seconds=5),
@@ -167,12 +173,24 @@ class World:
         self.artifacts[name] = Content(self.content.publish(target), digest, 100)
         return self.artifacts[name]
 
-    def finish(self, number: int, model: str = "demo", tenant: str = "acme") -> None:
+    def finish(
+        self,
+        number: int,
+        model: str = "demo",
+        tenant: str = "acme",
+        is_by_hand: bool = False,
+    ) -> None:
         """The compressor finishes an artifact."""
         self.artifact(f"{model}-{number}")
-        self.finish_again(number, model, tenant)
+        self.finish_again(number, model, tenant, is_by_hand)
 
-    def finish_again(self, number: int, model: str = "demo", tenant: str = "acme") -> None:
+    def finish_again(
+        self,
+        number: int,
+        model: str = "demo",
+        tenant: str = "acme",
+        is_by_hand: bool = False,
+    ) -> None:
         """The fact of an artifact that was written before comes (again)."""
         content = {"uri": "file:///c", "digest": "sha256:" + "c" * 64, "size_bytes": "1"}
         self.app.artifact_finished(
@@ -190,6 +208,7 @@ class World:
             measurements={"original_perplexity": 10.0},
             base_model="",
             traceparent="",
+            is_by_hand=is_by_hand,
         )
 
     def look(self, times: int = 1, seconds: float = 0.5) -> None:

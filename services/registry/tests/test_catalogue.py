@@ -59,6 +59,31 @@ def test_an_artifact_told_of_twice_is_one_version(world: World) -> None:
     assert world.rollout_states() == ["PENDING"] * 2
 
 
+def test_an_older_checkpoint_that_arrives_later_does_not_take_over(world: World) -> None:
+    world.finish(2)
+    world.finish(1)
+    assert world.rollout_states() == ["PENDING", "SUPERSEDED"]
+    world.look(4)
+    world.finish(0)
+    world.look(4)
+    assert world.rollout_states() == ["SETTLED", "SUPERSEDED", "SUPERSEDED"]
+    assert world.app.resolve("acme", "demo").checkpoint_name.endswith("/demo-2")
+
+
+def test_an_older_checkpoint_serves_where_the_newer_one_may_not(world: World) -> None:
+    world.serve(2)
+    world.app.quarantine("acme", "demo", 1, "it is wrong")
+    world.finish(1)
+    world.look(20)
+    assert world.app.resolve("acme", "demo").checkpoint_name.endswith("/demo-1")
+
+
+def test_an_older_checkpoint_that_a_person_asked_for_is_rolled_out(world: World) -> None:
+    world.serve(2)
+    world.finish(1, is_by_hand=True)
+    assert world.rollout_states() == ["SETTLED", "PENDING"]
+
+
 def test_a_damaged_artifact_is_registered_as_quarantined(world: World) -> None:
     content = world.artifact("demo-1")
     (world.content.directory(content.uri, content.digest) / "weights.bin").write_text("x")

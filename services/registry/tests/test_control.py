@@ -1,5 +1,6 @@
 """The controller, with a Triton that is played."""
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,22 @@ from registry_builders import World
 from millrace.registry.v1 import events_pb2
 from millrace_registry.domain import Canary, Immediate, LineageNode, Traffic, VersionState
 from millrace_registry.transitions import RolloutChanged
+from millrace_runtime.content import ContentStore
 from millrace_runtime.database import Database
 from millrace_runtime.leases import LeaseLost
 from millrace_testkit.clock import FakeClock
+
+
+class FullContent(ContentStore):
+    """A store whose cache has no room, until it has."""
+
+    is_full = True
+
+    def directory(self, uri: str, digest: str) -> Path:
+        if self.is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().directory(uri, digest)
+
 
 ONE, TWO = ("acme.demo", 1), ("acme.demo", 2)
 
@@ -129,6 +143,34 @@ def test_a_damaged_artifact_is_never_served(world: World) -> None:
     assert TWO not in world.triton.ready()
     assert "version.quarantined" in world.facts()
     assert world.rollout_states() == ["SETTLED", "REVERSED"]
+
+
+def test_what_triton_would_read_again_is_looked_at_too(world: World) -> None:
+    """Told to load one version, Triton reads the others again whose files have changed."""
+    world.serve(1)
+    world.finish(2)
+    (world.content.working_path("artifacts/demo-1") / "weights.bin").write_text("x")
+    world.look(20)
+    assert world.version(1).state == VersionState.QUARANTINED
+    assert "weights.bin differs" in world.version(1).state_reason
+    assert world.triton.ready() == {TWO}
+    assert world.shares() == {2: 1.0}
+
+
+def test_a_full_disk_is_waited_for_and_says_nothing_of_the_version(world: World) -> None:
+    world.serve(1)
+    world.finish(2)
+    content = FullContent(str(world.folder / "data"), world.folder / "cache")
+    world.controller = world.controller_with(content)
+    world.look(4, seconds=100)
+    waiting = world.catalogue.rollouts("acme", "demo", "", 1)[0]
+    assert waiting.state.value == "LOADING"
+    assert waiting.reason.startswith("STORAGE_FULL: waiting for the disk")
+    assert world.shares() == {1: 1.0}
+    content.is_full = False
+    world.look(20)
+    assert world.shares() == {2: 1.0}
+    assert world.rollout_states() == ["SETTLED", "SETTLED"]
 
 
 def test_a_newer_version_supersedes_one_that_waits(world: World) -> None:
@@ -270,6 +312,18 @@ def test_a_registry_that_was_away_goes_on_where_the_rollout_stood(world: World) 
         world.clock.advance(0.5)
     assert world.rollout_states() == ["SETTLED", "SETTLED"]
     assert world.shares() == {2: 1.0}
+
+
+def test_a_registry_that_was_stopped_amid_a_canary_does_not_hold_that_against_it(
+    world: World,
+) -> None:
+    world.serve(1)
+    world.finish(2)
+    world.look(3)
+    assert world.shares() == {1: 0.75, 2: 0.25}
+    world.clock.advance(86_400)
+    world.look(20)
+    assert world.rollout_states() == ["SETTLED", "SETTLED"]
 
 
 def test_a_rollout_that_nobody_looked_at_is_loaded_all_the_same(world: World) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from millrace_registry.domain import Interface
-from millrace_registry.repository import ModelRepository, read_interface
+from millrace_registry.repository import ModelRepository, is_engine_folder, read_interface
 from millrace_registry.triton_config import EngineSettings
 
 
@@ -52,6 +52,19 @@ def test_a_version_is_written_once_and_then_left_alone(
     repository.list_versions("acme.demo", [1, 2])
     assert (state(folder), folder.stat().st_mtime_ns) == (before, written)
     assert repository.versions("acme.demo") == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["model.py", "sampling.py", "__pycache__", "artifact", "added.py"])
+def test_a_version_that_was_tampered_with_is_written_again(
+    repository: ModelRepository, root: Path, artifact: Path, name: str
+) -> None:
+    repository.add_version("acme.demo", 1, artifact)
+    folder = root / "acme.demo/1"
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).write_bytes(b"import os")
+    repository.add_version("acme.demo", 1, artifact)
+    assert is_engine_folder(folder, artifact)
+    assert (folder / "artifact").resolve() == artifact
 
 
 def test_a_half_written_version_is_written_again(

@@ -1,16 +1,20 @@
 """The directory of a run: what is taken from it, and what is passed over."""
 
+import json
+import random
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
 from millrace_runtime import manifest
 from millrace_runtime.jobs import JobError
-from millrace_trainer.jobs.checkpoint import Checkpoints
+from millrace_trainer.jobs import random_numbers
+from millrace_trainer.jobs.checkpoint import Checkpoints, load_state
 
 SPECIFICATION = "sha256:" + "ab" * 32
 
@@ -29,6 +33,10 @@ class FakeEngine:
 
     def save_checkpoint(self, folder: Path, tag: str, client_state: dict[str, int]) -> None:
         (folder / tag).write_text(f"{self._weight} {client_state}")
+        (folder / "progress.json").write_text(json.dumps(client_state))
+
+    def load_checkpoint(self, folder: Path, tag: str) -> tuple[str, dict[str, int]]:
+        return str(folder / tag), json.loads((folder / "progress.json").read_text())
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -63,7 +71,32 @@ def test_checkpoints_are_kept_and_only_the_newest_state(tmp_path: Path, tokenize
     state = checkpoints.newest_state()
     assert state is not None
     assert state.metadata["step"] == 20
-    assert torch.load(state.path / "random-0.pt").keys() == {"cpu", "device"}
+
+
+def drawn() -> list[float]:
+    """A number of each source; Python's and numpy's keep half a normal pair for the next."""
+    return [
+        random.gauss(),
+        random.random(),
+        float(np.random.standard_normal()),
+        float(np.random.random()),
+        float(torch.rand(())),
+    ]
+
+
+def test_all_random_numbers_go_on_where_the_state_was_saved(
+    tmp_path: Path, tokenizer: Path
+) -> None:
+    checkpoints = saved(tmp_path / "run", tokenizer)
+    random_numbers.seed(7)
+    drawn()
+    checkpoints.save_state(FakeEngine(), {"step": 10})
+    expected = drawn(), drawn()
+    random_numbers.seed(8)
+    state = checkpoints.newest_state()
+    assert state is not None
+    assert load_state(FakeEngine(), state) == {"step": 10}
+    assert (drawn(), drawn()) == expected
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_can_be_made_again(

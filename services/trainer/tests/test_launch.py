@@ -1,6 +1,5 @@
 """What becomes of the processes of a training job, and of its user's mistakes."""
 
-import errno
 import json
 import os
 import signal
@@ -16,10 +15,8 @@ import psutil
 import pytest
 from tiny_run import spec_of, write_dataset
 
-from millrace_runtime.jobs import JobError
 from millrace_runtime.work import JobFailure, JobOutcome, run_job
 from millrace_testkit.servers import wait_until
-from millrace_trainer.jobs.storage import full_disk_is_said
 from millrace_trainer.training import JOB_MODULE
 
 
@@ -83,7 +80,8 @@ def test_a_rank_that_dies_ends_the_job_at_once(dataset: tuple[Path, str], tmp_pa
     outcome = run_job(JOB_MODULE, spec, tmp_path, kill_one, threading.Event())
     assert time.monotonic() - killed_at[0] < 5
     assert isinstance(outcome, JobFailure)
-    assert outcome.reason in ("CRASHED", "INTERNAL")  # those that are tried again
+    assert outcome.reason == "CRASHED", outcome  # it is tried again
+    assert "another rank of the job has gone" in outcome.message
     assert ranks_below(os.getpid()) == {}
 
 
@@ -128,30 +126,3 @@ def test_a_full_disk_is_called_by_its_name_and_left_as_it_was(
     assert failure.reason == "STORAGE_FULL"
     assert str(output) in failure.message
     assert [path.name for path in output.rglob("*") if path.is_file()] == ["lock"]
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError(errno.ENOSPC, "no"),
-        OSError(errno.EDQUOT, "no"),
-        RuntimeError("I/O error: No space left on device (os error 28)"),
-    ],
-)
-def test_a_full_disk_has_many_words(tmp_path: Path, error: Exception) -> None:
-    (tmp_path / ".tmp-step-00000001-ab" / "model").mkdir(parents=True)
-    (tmp_path / "step-00000001").mkdir()
-    with pytest.raises(JobError) as raised, full_disk_is_said(tmp_path):
-        try:
-            raise error
-        except Exception as cause:
-            raise RuntimeError("saving failed") from cause
-    assert raised.value.reason == "STORAGE_FULL"
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
-
-
-@pytest.mark.parametrize("error", [OSError(errno.EIO, "no"), JobError("DATASET_DAMAGED", "x")])
-def test_other_failures_stay_what_they_are(tmp_path: Path, error: Exception) -> None:
-    with pytest.raises(type(error)) as raised, full_disk_is_said(tmp_path):
-        raise error
-    assert raised.value is error

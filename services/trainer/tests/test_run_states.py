@@ -1,6 +1,7 @@
 """Whatever happens in whatever order, a run ends once, says so once, and keeps its checkpoints."""
 
 import tempfile
+from datetime import timedelta
 from pathlib import Path
 
 from hypothesis import settings
@@ -19,6 +20,7 @@ _END = {
     State.FAILED: "run.failed",
     State.CANCELLED: "run.cancelled",
 }
+_ACTIONS = ("start", "progress", "checkpoint", "crash", "put_off", "succeed", "fail")
 
 
 class RunStates(RuleBasedStateMachine):
@@ -74,7 +76,7 @@ class RunStates(RuleBasedStateMachine):
 
     @rule(
         lease=leases,
-        action=st.sampled_from(["start", "progress", "checkpoint", "crash", "succeed", "fail"]),
+        action=st.sampled_from(_ACTIONS),
         step=st.integers(1, 3),
     )
     def write(self, lease: Lease | None, action: str, step: int) -> None:
@@ -92,6 +94,8 @@ class RunStates(RuleBasedStateMachine):
                 store.add_checkpoint(lease, checkpoint_of(run, step, id), 1)
             elif action == "crash":
                 store.count_attempt(lease)
+            elif action == "put_off":
+                store.put_off(lease, timedelta(seconds=LEASE_SECONDS))
             elif action == "succeed":
                 store.succeed(lease)
             else:

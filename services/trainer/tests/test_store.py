@@ -1,4 +1,5 @@
 import threading
+from datetime import timedelta
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -94,6 +95,7 @@ def test_a_worker_that_lost_its_lease_writes_nothing(parts: Parts) -> None:
         lambda: parts.store.record_progress(stale, Progress("train", 1, 2, {"loss": 1.0})),
         lambda: parts.store.add_checkpoint(stale, checkpoint_of(run), 1000),
         lambda: parts.store.count_attempt(stale),
+        lambda: parts.store.put_off(stale, timedelta(seconds=1)),
         lambda: parts.store.succeed(stale),
         lambda: parts.store.fail(stale, Failure("X", "y")),
         lambda: parts.store.renew(stale),

@@ -4,11 +4,13 @@ from pathlib import Path
 import pytest
 from tuner_parts import TRAINING_FILE, Parts
 
+from millrace_runtime import storage
 from millrace_runtime.errors import Unavailable
 from millrace_runtime.leases import LeaseLost
 from millrace_runtime.work import JobFailure, JobStopped
 from millrace_tuner.domain import Failure, JobState
 from millrace_tuner.jobs.specification import Spec
+from millrace_tuner.steps import MAXIMUM_ATTEMPTS
 
 
 def perform(parts: Parts) -> None:
@@ -93,13 +95,52 @@ def test_a_mistake_fails_the_job_with_its_reason(parts: Parts) -> None:
     assert parts.fact_kinds() == ["job.started", "job.failed"]
 
 
-def test_a_crash_is_tried_three_times(parts: Parts) -> None:
+def test_crashes_in_a_row_are_ever_further_apart_and_then_a_failure(parts: Parts) -> None:
     job = parts.create()
     parts.job.outcome = JobFailure("CRASHED", "status -9")
-    for expected in (JobState.RUNNING, JobState.RUNNING, JobState.FAILED):
+    for wait_seconds in (5, 10, 20, 40):
         perform(parts)
-        assert parts.app.get("acme", job.id).state == expected
-    assert len(parts.job.specs) == 3
+        assert parts.app.get("acme", job.id).state == JobState.RUNNING
+        parts.clock.advance(wait_seconds - 1)
+        assert parts.store.claim() is None
+        parts.clock.advance(2)
+    perform(parts)
+    assert parts.app.get("acme", job.id).state == JobState.FAILED
+    assert len(parts.job.specs) == 5
+    assert parts.told(job.id)[-1].startswith("The job failed: 5 tries in a row came no further")
+
+
+@pytest.mark.parametrize("kind", ["state", "checkpoint"])
+def test_a_job_that_gets_on_is_not_given_up(parts: Parts, kind: str) -> None:
+    job = parts.create()
+    parts.job.outcome = JobFailure("CRASHED", "status -9")
+    for step in range(1, 8):
+        checkpoint = parts.checkpoint_message(job, step, final=False)
+        told = {"kind": "state", "step": step} if kind == "state" else checkpoint
+        parts.job.messages = [told]
+        perform(parts)
+        parts.clock.advance(1000)
+    assert parts.app.get("acme", job.id).state == JobState.RUNNING
+
+
+def test_a_job_waits_for_the_disk_as_long_as_it_takes(parts: Parts) -> None:
+    job = parts.create()
+    parts.job.outcome = JobFailure("STORAGE_FULL", "the disk is full")
+    for _ in range(MAXIMUM_ATTEMPTS + 2):
+        perform(parts)
+        waiting = parts.app.get("acme", job.id)
+        assert waiting.state == JobState.RUNNING
+        assert waiting.failure == Failure("STORAGE_FULL", "the disk is full")
+        assert parts.store.claim() is None  # not before its time
+        parts.clock.advance(storage.RETRY_WAIT.total_seconds() + 1)
+    told = parts.told(job.id)
+    assert told.count("Training waits (STORAGE_FULL): the disk is full") == 1
+    parts.job.messages = [parts.checkpoint_message(job, 20)]
+    parts.job.outcome = parts.result(job)
+    perform(parts)
+    done = parts.app.get("acme", job.id)
+    assert done.trained_time is not None
+    assert done.failure is None
 
 
 def test_a_damaged_base_fails_the_job_before_it_runs(parts: Parts) -> None:
@@ -110,7 +151,7 @@ def test_a_damaged_base_fails_the_job_before_it_runs(parts: Parts) -> None:
     perform(parts)
     failure = parts.app.get("acme", job.id).failure
     assert failure is not None
-    assert failure.reason == "CONTENT_UNAVAILABLE"
+    assert failure.reason == "CONTENT_DAMAGED"
     assert parts.job.specs == []
 
 
@@ -121,7 +162,7 @@ def test_a_training_file_that_is_gone_fails_the_job(parts: Parts) -> None:
     perform(parts)
     failure = parts.app.get("acme", job.id).failure
     assert failure is not None
-    assert failure.reason == "CONTENT_UNAVAILABLE"
+    assert failure.reason == "CONTENT_DAMAGED"
 
 
 def test_a_job_cancelled_while_it_runs_writes_no_more(parts: Parts) -> None:

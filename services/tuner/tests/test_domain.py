@@ -115,13 +115,21 @@ def test_serving_outweighs_a_failure_elsewhere_and_an_end_is_an_end() -> None:
         assert steps.settle(IN_STATE[state], REJECTED, LATER).job == IN_STATE[state]
 
 
-def test_crashes_are_tried_again_three_times_in_all_and_mistakes_are_not() -> None:
+CRASH = Failure("CRASHED", "x")
+
+
+def test_crashes_in_a_row_end_the_job_and_mistakes_do_at_once() -> None:
     job = RUNNING
-    for _ in range(2):
+    for attempt in range(2, steps.MAXIMUM_ATTEMPTS + 1):
         change = steps.fail_attempt(job, Failure("CRASHED", "status -9"), LATER)
         assert change.job.state == JobState.RUNNING
+        assert f"(try {attempt} of 5 without progress)" in change.events[0].message
         job = change.job
-    assert steps.fail_attempt(job, Failure("CRASHED", "x"), LATER).job.state == JobState.FAILED
+    assert steps.fail_attempt(steps.keep(job, LATER).job, CRASH, LATER).job.attempts == 1
+    failed = steps.fail_attempt(job, CRASH, LATER).job
+    assert failed.state == JobState.FAILED
+    message = "5 tries in a row came no further; the last one: x"
+    assert failed.failure == Failure("CRASHED", message)
     mistake = steps.fail_attempt(RUNNING, Failure("INVALID_EXAMPLE", "line 3"), LATER)
     assert mistake.facts == (JobFailed(mistake.job),)
     assert mistake.job.failure == Failure("INVALID_EXAMPLE", "line 3")

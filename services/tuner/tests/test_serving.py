@@ -34,7 +34,16 @@ def version(state: str, number: int = 2, **fields: str) -> SeenVersion:
 
 
 REJECTED = compression(passed=False, reasons=("perplexity grew by 9 %, at most 2 %",))
-REVERSED = Scene([compression()], [version("REGISTERED")], [SeenRollout(2, "REVERSED", "errors")])
+# The registry retires a version whose rollout it reverses.
+REVERSED = Scene([compression()], [version("RETIRED")], [SeenRollout(2, "REVERSED", "errors")])
+SUPERSEDED = SeenRollout(1, "SUPERSEDED", "a newer version came before its turn")
+BOTH_TARGETS = (
+    [compression(), compression("c2")],
+    [
+        version("REGISTERED", 1),
+        version("ROLLING_OUT", compression="c2"),
+    ],
+)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +60,10 @@ REVERSED = Scene([compression()], [version("REGISTERED")], [SeenRollout(2, "REVE
         (Scene([compression(state="FAILED")]), "COMPRESSION_FAILED"),
         (Scene([compression(state="CANCELLED")]), "COMPRESSION_CANCELLED"),
         (REVERSED, "ROLLOUT_REVERSED"),
+        # Of two targets' versions, the later one takes the other's turn.
+        (Scene(*BOTH_TARGETS, [SUPERSEDED, SeenRollout(2, "CANARY", "")]), None),
+        (Scene(*BOTH_TARGETS, [SUPERSEDED, SeenRollout(2, "SETTLED", "")]), ""),
+        (Scene(*BOTH_TARGETS, [SUPERSEDED, SeenRollout(2, "REVERSED", "")]), "ROLLOUT_REVERSED"),
         (Scene([compression()], [version("QUARANTINED")]), "VERSION_QUARANTINED"),
         # Another target may yet succeed, or has.
         (Scene([REJECTED, compression("c2", "RUNNING")]), None),
@@ -104,7 +117,7 @@ ROLLOUTS = st.lists(
     st.builds(
         SeenRollout,
         to_version=st.sampled_from([1, 2]),
-        state=st.sampled_from(["PENDING", "CANARY", "SETTLED", "REVERSED"]),
+        state=st.sampled_from(["PENDING", "CANARY", "SETTLED", "REVERSED", "SUPERSEDED"]),
         reason=st.just("why"),
     ),
     max_size=2,

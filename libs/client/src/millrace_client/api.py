@@ -90,6 +90,7 @@ class Millrace:
         self.versions = Collection(self, "/v1/versions")
         self.deployments = Collection(self, "/v1/deployments")
         self.rollouts = Collection(self, "/v1/rollouts")
+        self.dead_letters = Collection(self, "/v1/dead_letters")
         self.keys = Collection(self, "/v1/keys")
 
     def close(self) -> None:

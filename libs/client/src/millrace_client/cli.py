@@ -10,6 +10,7 @@ from millrace_client.commands import (
     chat,
     compressions,
     datasets,
+    dead_letters,
     deployments,
     doctor,
     events,
@@ -44,6 +45,7 @@ _HELP = """Carry a language model through its whole life.
   millrace trace                  where the time went, across all services
   millrace lineage demo@3         what a version came from
   millrace doctor                 what is wrong, and what to do
+  millrace dead-letters list      facts that could not be handled, and why
 """
 _EPILOG = """[bold]Environment[/bold]
 
@@ -71,7 +73,15 @@ def _main(context: typer.Context) -> None:
 
 
 _COMMANDS: Mapping[str, Sequence[Callable[..., None]]] = {
-    "This machine": (mesh.up, mesh.down, mesh.status, mesh.env, mesh.logs, doctor.doctor),
+    "This machine": (
+        mesh.up,
+        mesh.down,
+        mesh.restart,
+        mesh.status,
+        mesh.env,
+        mesh.logs,
+        doctor.doctor,
+    ),
     "Talk": (chat.chat, chat.complete, models.models),
     "Understand": (events.events, trace.trace, lineage.lineage, models.versions),
 }
@@ -82,6 +92,7 @@ _GROUPS: Mapping[str, typer.Typer] = {
     "compressions": compressions.app,
     "rollouts": rollouts.app,
     "deployments": deployments.app,
+    "dead-letters": dead_letters.app,
     "keys": keys.app,
 }
 

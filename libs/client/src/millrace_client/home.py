@@ -30,6 +30,11 @@ class Home:
         return self.path / "mesh.lock"
 
     @property
+    def restart_request_file(self) -> Path:
+        """Which services the supervisor was last asked to restart, as JSON."""
+        return self.path / "restart.json"
+
+    @property
     def operator_key_file(self) -> Path:
         """The first key, made by the gateway at its first start."""
         return self.path / "secrets" / "operator-key"

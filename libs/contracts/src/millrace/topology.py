@@ -20,6 +20,8 @@ STREAM = "MILLRACE"
 STREAM_SUBJECTS = ("millrace.>",)
 DEAD_LETTER_STREAM = "MILLRACE_DEAD_LETTERS"
 DEAD_LETTER_SUBJECTS = ("dead.millrace.>",)
+REPLAY_STREAM = "MILLRACE_REPLAYS"
+REPLAY_SUBJECTS = ("replay.>",)
 
 STAGES = ("data", "trainer", "tuner", "compressor", "registry", "gateway")
 

@@ -1,28 +1,25 @@
-"""One process, kept running: started, watched, its output read, started again when it ends."""
+"""One process, kept running: watched, started again when it ends, replaced when asked."""
 
 import asyncio
 import contextlib
-import ctypes
-import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable
-from typing import BinaryIO
 
 from millrace_mesh import state
+from millrace_mesh.life import Life
 from millrace_mesh.log import MeshLog
 from millrace_mesh.probes import NotReady
 from millrace_mesh.processes import ProcessSpec
 from millrace_mesh.restart import Backoff
 from millrace_mesh.state import ProcessState
 
-_PR_SET_PDEATHSIG = 1  # prctl(2)
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_PROBE_SECONDS = 0.2
+REPLACEMENT_TIMEOUT_SECONDS = 60.0
 _HEALTH_SECONDS = 5.0
-_READ_BYTES = 65536
-_LONGEST_LINE_BYTES = 64 * 1024
+
+
+class NotReplaced(Exception):
+    """The process runs on as it was; the message says why none took its place."""
 
 
 class Child:
@@ -37,75 +34,127 @@ class Child:
         self._log = log
         self._on_change = on_change
         self._stopping = asyncio.Event()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._current: Life | None = None
+        self._lives: set[Life] = set()  # more than one while one follows another
 
     async def run(self) -> None:
         """Start it, and again whenever it ends, until ``stop``."""
         backoff = Backoff()
         while not self._stopping.is_set():
             started = time.monotonic()
-            end = await self._run_once()
+            end = await self._live()
             if self._stopping.is_set():
                 break
+            if self._current is not None:  # its successor runs already
+                continue
             backoff, delay = backoff.after_end(time.monotonic() - started)
             self._log.say(f"{self.spec.name} {end}; starting it again in {delay:g} s")
             self._change(state.WAITING, last_end=end)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), delay)
+        await asyncio.gather(*(life.end for life in self._lives))
         self._change(state.STOPPED)
 
     def stop(self) -> None:
         """Ask it to end (SIGTERM), for good."""
-        self._stopping.set()
-        self._signal(signal.SIGTERM)
+        self._end(signal.SIGTERM)
 
     def kill(self) -> None:
         """End it and what it started, now, for good."""
-        self._stopping.set()
-        self._signal(signal.SIGKILL)
+        self._end(signal.SIGKILL)
 
-    async def _run_once(self) -> str:
-        """One life of the process; returns how it ended."""
-        reader, writer = os.pipe()
+    async def replace(self, timeout_seconds: float = REPLACEMENT_TIMEOUT_SECONDS) -> float:
+        """Start another life, and end the old one once the new one is ready.
+
+        Returns the seconds that the old one took from SIGTERM to its end.
+
+        Raises:
+            NotReplaced: the new one ended, or was not ready in time.
+        """
+        if self.spec.listener is None:
+            raise NotReplaced(f"{self.spec.name} cannot be replaced while it runs")
+        new = await self._successor(timeout_seconds)
+        # It may have ended, and been started again, in between.
+        old, self._current = self._current, new
+        self._change(state.READY, pid=new.pid, ready_at=time.time())
+        self.ready.set()
+        return 0.0 if old is None else await self._retire(old)
+
+    async def _successor(self, timeout_seconds: float) -> Life:
+        name = self.spec.name
+        if self._stopping.is_set():
+            raise NotReplaced(f"{name} is being stopped")
         try:
-            process = _spawn(self.spec, writer)
+            life = self._begin()
         except OSError as error:
-            os.close(reader)
-            return f"could not be started: {error}"
-        finally:
-            os.close(writer)
-        self._process = process
-        self.state.starts += 1
-        self._change(state.STARTING, pid=process.pid)
-        output = _LineReader(reader, lambda line: self._log.write(self.spec.name, line))
-        watcher = asyncio.create_task(self._watch())
+            raise NotReplaced(f"{name} could not be started: {error}") from error
+        ready = asyncio.create_task(life.until_ready())
         try:
-            await _ended(process.pid)
+            await asyncio.wait(
+                (ready, life.end), timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED
+            )
+            if life.end.done():
+                raise NotReplaced(f"the new {name} {life.end.result()}")
+            if not ready.done():
+                raise NotReplaced(f"the new {name} was not ready after {timeout_seconds:g} s")
+        except BaseException:
+            life.signal(signal.SIGKILL)
+            raise
         finally:
-            watcher.cancel()
-            # Before it is reaped its pid is still its own, so this can hit nobody else.
-            _kill_group(process.pid)
-            code = process.wait()
-            self._process = None
-            self.ready.clear()
-            output.close()
-        return _describe(code)
+            ready.cancel()
+        return life
 
-    async def _watch(self) -> None:
-        await self._wait_until_ready()
+    async def _retire(self, life: Life) -> float:
+        started = time.monotonic()
+        life.signal(signal.SIGTERM)
+        _, late = await asyncio.wait((life.end,), timeout=self.spec.stop_seconds)
+        if late:
+            self._log.say(f"the old {self.spec.name} does not stop; killing it")
+            life.signal(signal.SIGKILL)
+            await asyncio.wait((life.end,))
+        return time.monotonic() - started
+
+    async def _live(self) -> str:
+        """Until the current life ends, begun here if there is none; returns how it ended."""
+        watcher = None
+        if self._current is None:
+            try:
+                self._current = self._begin()
+            except OSError as error:
+                return f"could not be started: {error}"
+            self.state.starts += 1
+            self._change(state.STARTING, pid=self._current.pid)
+            watcher = asyncio.create_task(self._watch(self._current))
+        life = self._current
+        try:
+            end = await asyncio.shield(life.end)
+        finally:
+            if watcher is not None:
+                watcher.cancel()
+        if life is self._current:
+            self._current = None
+            self.ready.clear()
+        return end
+
+    def _begin(self) -> Life:
+        life = Life(self.spec, lambda line: self._log.write(self.spec.name, line))
+        self._lives.add(life)
+        life.end.add_done_callback(lambda _end: self._lives.discard(life))
+        return life
+
+    def _end(self, number: signal.Signals) -> None:
+        self._stopping.set()
+        for life in self._lives:
+            life.signal(number)
+
+    async def _watch(self, life: Life) -> None:
+        await life.until_ready()
         self._change(state.READY, ready_at=time.time())
         self.ready.set()
         if self.spec.unhealthy_seconds is not None:
-            await self._restart_when_unhealthy(self.spec.unhealthy_seconds)
+            await self._restart_when_unhealthy(life, self.spec.unhealthy_seconds)
 
-    async def _wait_until_ready(self) -> None:
-        while True:
-            with contextlib.suppress(NotReady):
-                await self.spec.is_ready()
-                return
-            await asyncio.sleep(_PROBE_SECONDS)
-
-    async def _restart_when_unhealthy(self, limit_seconds: float) -> None:
+    async def _restart_when_unhealthy(self, life: Life, limit_seconds: float) -> None:
         healthy_at = time.monotonic()
         while True:
             await asyncio.sleep(min(_HEALTH_SECONDS, limit_seconds / 2))
@@ -115,17 +164,9 @@ class Child:
             except NotReady as error:
                 if time.monotonic() - healthy_at >= limit_seconds:
                     self._log.say(f"{self.spec.name} is unhealthy ({error}); restarting it")
-                    self._signal(signal.SIGTERM)
+                    life.signal(signal.SIGTERM)
                     await asyncio.sleep(self.spec.stop_seconds)
-                    self._signal(signal.SIGKILL)
-
-    def _signal(self, number: signal.Signals) -> None:
-        if self._process is None:
-            return
-        if number == signal.SIGKILL:
-            _kill_group(self._process.pid)
-        else:
-            self._process.send_signal(number)
+                    life.signal(signal.SIGKILL)
 
     def _change(
         self,
@@ -138,96 +179,10 @@ class Child:
         self.state.phase = phase
         if phase in (state.STARTING, state.WAITING, state.STOPPED):
             self.state.pid, self.state.ready_at = pid, None
+        if pid is not None:
+            self.state.pid = pid
         if ready_at is not None:
             self.state.ready_at = ready_at
         if last_end is not None:
             self.state.last_end = last_end
         self._on_change()
-
-
-class _LineReader:
-    """Reads a pipe as it fills and hands on whole lines."""
-
-    def __init__(self, descriptor: int, on_line: Callable[[str], None]) -> None:
-        self._descriptor = descriptor
-        self._on_line = on_line
-        self._rest = b""
-        self._open = True
-        os.set_blocking(descriptor, False)
-        asyncio.get_running_loop().add_reader(descriptor, self._read)
-
-    def close(self) -> None:
-        """Read what is left, and close. Whoever still holds the other end is not waited for."""
-        while self._open and self._read():
-            pass
-        self._finish()
-
-    def _read(self) -> bool:
-        try:
-            chunk = os.read(self._descriptor, _READ_BYTES)
-        except BlockingIOError:
-            return False
-        if not chunk:
-            self._finish()
-            return False
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
-        if len(self._rest) > _LONGEST_LINE_BYTES:
-            lines.append(self._rest)
-            self._rest = b""
-        for line in lines:
-            self._on_line(line.decode(errors="replace").rstrip("\r"))
-        return True
-
-    def _finish(self) -> None:
-        if not self._open:
-            return
-        self._open = False
-        asyncio.get_running_loop().remove_reader(self._descriptor)
-        os.close(self._descriptor)
-        if self._rest:
-            self._on_line(self._rest.decode(errors="replace"))
-
-
-def _spawn(spec: ProcessSpec, output: int | BinaryIO) -> subprocess.Popen[bytes]:
-    supervisor = os.getpid()
-    return subprocess.Popen(
-        list(spec.command),
-        env=dict(spec.environment),
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        # A session of its own: Ctrl-C reaches the supervisor alone, which stops all in order.
-        start_new_session=True,
-        preexec_fn=lambda: _die_with(supervisor),
-    )
-
-
-def _die_with(supervisor: int) -> None:
-    """In the child, before exec: have the kernel kill it when the supervisor ends."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != supervisor:
-        os._exit(1)  # it ended before prctl took effect
-
-
-async def _ended(pid: int) -> None:
-    """Wait until a child has ended, without reaping it."""
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    descriptor = os.pidfd_open(pid)
-    loop.add_reader(descriptor, ended.set)
-    try:
-        await ended.wait()
-    finally:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)
-
-
-def _kill_group(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
-
-
-def _describe(code: int) -> str:
-    if code >= 0:
-        return f"ended with status {code}"
-    return f"was ended by {signal.Signals(-code).name}"

@@ -1,4 +1,4 @@
-"""Starting and stopping a mesh from another process."""
+"""Starting, restarting and stopping a mesh from another process."""
 
 import json
 import os
@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from millrace_client.home import HOME_VARIABLE, Home
-from millrace_mesh import state
-from millrace_mesh.layout import BASE_PORT_VARIABLE, Layout, require_free_ports
+from millrace_mesh import restart_request, state
+from millrace_mesh.layout import BASE_PORT_VARIABLE, SERVICES, Layout, require_free_ports
+from millrace_mesh.restart_request import RestartRequest
 
 START_TIMEOUT_SECONDS = 180.0
 STOP_TIMEOUT_SECONDS = 60.0
@@ -24,6 +25,10 @@ _TAIL_LINES = 12
 
 class StartFailed(Exception):
     """The mesh did not come up; the message says who and why, with its last lines."""
+
+
+class RestartFailed(Exception):
+    """A service was not restarted; the message says which and why."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,53 @@ def wait_until_ready(
     waiting = ", ".join(p["name"] for p in _not_ready(find(home)))
     stop(home)
     raise StartFailed(f"not ready after {START_TIMEOUT_SECONDS:.0f} s: {waiting}")
+
+
+def restart(
+    home: Home,
+    services: Sequence[str] = SERVICES,
+    on_wait: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, float]:
+    """Restart services one after the other, without a request failing, and wait for the end.
+
+    ``on_wait`` is called with what is known (``state.RestartState``) about ten times a second.
+    Returns the seconds that each old process took to drain. Requests take turns.
+
+    Raises:
+        RestartFailed: no mesh runs, or a service was not restarted; it runs on as it was, and
+            those after it in ``services`` were left alone.
+    """
+    unknown = [name for name in services if name not in SERVICES]
+    if unknown:
+        known = ", ".join(SERVICES)
+        raise RestartFailed(f"{unknown[0]!r} cannot be restarted; these can: {known}")
+    with state.await_turn(home.restart_request_file.with_suffix(".lock")):
+        return _restart(home, RestartRequest(tuple(services)), on_wait)
+
+
+def _restart(
+    home: Home, request: RestartRequest, on_wait: Callable[[dict[str, Any]], None] | None
+) -> dict[str, float]:
+    running = find(home)
+    if running is None or not running.is_ready:
+        raise RestartFailed(f"no mesh is ready in {home.path}")
+    restart_request.write(home.restart_request_file, request)
+    os.kill(running.pid, signal.SIGHUP)
+    while True:
+        time.sleep(_POLL_SECONDS)
+        now = find(home)
+        if now is None or now.pid != running.pid:
+            raise RestartFailed("the mesh stopped meanwhile")
+        known = now.state.get("restart") or {}
+        if known.get("id") != request.id:
+            continue
+        if on_wait is not None:
+            on_wait(known)
+        if known["is_done"]:
+            break
+    if known["failure"]:
+        raise RestartFailed(known["failure"])
+    return dict(known["drain_seconds"])
 
 
 def stop(home: Home, timeout_seconds: float = STOP_TIMEOUT_SECONDS) -> bool:

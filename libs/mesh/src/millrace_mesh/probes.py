@@ -1,6 +1,8 @@
 """Whether a process is ready to do its work.
 
-A probe is called until it returns; it raises ``NotReady`` with the reason meanwhile.
+A probe is called until it returns; it raises ``NotReady`` with the reason meanwhile. It
+returns the process id that the answer names, if it names one: while one process follows
+another at the same address, either may answer.
 """
 
 import ssl
@@ -14,7 +16,7 @@ _TIMEOUT_SECONDS = 3.0
 _SERVER_LIVE = "/inference.GRPCInferenceService/ServerLive"
 # Loopback speaks plain HTTP, and loading a trust store would cost more than the request.
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-Probe = Callable[[], Awaitable[None]]
+Probe = Callable[[], Awaitable[int | None]]
 
 
 class NotReady(Exception):
@@ -43,8 +45,9 @@ async def get_json(url: str) -> Any:
 def http(url: str) -> Probe:
     """Ready when ``url`` answers with success."""
 
-    async def probe() -> None:
-        await get_json(url)
+    async def probe() -> int | None:
+        document = await get_json(url)
+        return document.get("pid") if isinstance(document, dict) else None
 
     return probe
 

@@ -1,13 +1,14 @@
 """What runs in a mesh, how each is started, and when each is ready."""
 
 import os
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from millrace_mesh import nats, probes, triton
-from millrace_mesh.layout import SERVICES, Layout, LayoutError
+from millrace_mesh.layout import HOST, SERVICES, Layout, LayoutError
 from millrace_mesh.probes import Probe
 
 TRITON_ENVIRONMENT_VARIABLE = "MILLRACE_TRITON_ENVIRONMENT"
@@ -16,6 +17,7 @@ _GROUND, _SERVICES, _EDGE = 0, 1, 2
 _DRAIN_SECONDS = 10.0
 _STOP_SECONDS = _DRAIN_SECONDS + 5.0
 _TRITON_EXIT_SECONDS = 8
+_BACKLOG = 2048  # as uvicorn's own
 # A disk that was full leaves JetStream unhealthy until the server is restarted.
 _NATS_UNHEALTHY_SECONDS = 10.0
 
@@ -28,6 +30,9 @@ class ProcessSpec:
         environment: the whole environment of the process.
         address: where it answers, for people.
         is_ready: its readiness.
+        listener: a listening socket that every life of the process inherits, so that no
+            connection is lost while one follows another; ``None``: it makes its own, and
+            cannot be restarted without an interruption.
         tier: the mesh stops from the highest tier to the lowest.
         stop_seconds: from SIGTERM until it is killed.
         unhealthy_seconds: restart it when its readiness fails for so long, after it was ready
@@ -40,6 +45,7 @@ class ProcessSpec:
     environment: Mapping[str, str]
     address: str
     is_ready: Probe
+    listener: socket.socket | None = field(default=None, compare=False)
     tier: int = _SERVICES
     stop_seconds: float = _STOP_SECONDS
     unhealthy_seconds: float | None = None
@@ -62,13 +68,26 @@ def triton_environment() -> Path:
     return path
 
 
-def mesh(layout: Layout, secrets: Mapping[str, str]) -> list[ProcessSpec]:
-    """Every process, in the order in which they are listed and started."""
+def mesh(
+    layout: Layout, secrets: Mapping[str, str], listeners: Mapping[str, socket.socket]
+) -> list[ProcessSpec]:
+    """Every process, in the order in which they are listed and started.
+
+    ``listeners`` holds a socket for each service, which listens at its HTTP address.
+    """
     return [
         _nats(layout),
         _triton(layout, secrets["triton-control-key"]),
-        *(_service(layout, stage, secrets) for stage in SERVICES),
+        *(_service(layout, stage, secrets, listeners[stage]) for stage in SERVICES),
     ]
+
+
+def listen(layout: Layout) -> dict[str, socket.socket]:
+    """Listening sockets by service; connections queue there until somebody accepts them."""
+    return {
+        stage: socket.create_server((HOST, layout.ports[f"{stage}.http"]), backlog=_BACKLOG)
+        for stage in SERVICES
+    }
 
 
 def _nats(layout: Layout) -> ProcessSpec:
@@ -110,15 +129,21 @@ def _triton(layout: Layout, control_key: str) -> ProcessSpec:
     )
 
 
-def _service(layout: Layout, stage: str, secrets: Mapping[str, str]) -> ProcessSpec:
+def _service(
+    layout: Layout, stage: str, secrets: Mapping[str, str], listener: socket.socket
+) -> ProcessSpec:
     environment = layout.service_environment(stage, secrets, os.environ)
     environment["PYTHONUNBUFFERED"] = "1"
-    environment.setdefault(f"MILLRACE_{stage.upper()}_DRAIN_SECONDS", str(_DRAIN_SECONDS))
+    prefix = f"MILLRACE_{stage.upper()}_"
+    environment.setdefault(f"{prefix}DRAIN_SECONDS", str(_DRAIN_SECONDS))
+    environment[f"{prefix}HTTP_LISTENER"] = str(listener.fileno())
+    environment[f"{prefix}SHARE_PORTS"] = "true"
     return ProcessSpec(
         name=stage,
         command=[sys.executable, "-m", f"millrace_{stage}"],
         environment=environment,
         address=layout.address(f"{stage}.grpc"),
         is_ready=probes.http(f"{layout.url(f'{stage}.http')}/readyz"),
+        listener=listener,
         tier=_EDGE if stage == "gateway" else _SERVICES,
     )

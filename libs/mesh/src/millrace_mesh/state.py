@@ -30,6 +30,22 @@ class ProcessState:
 
 
 @dataclass
+class RestartState:
+    """The last rolling restart that was asked for, by its request's ``id``.
+
+    ``drain_seconds`` holds, for each service that was restarted, the time from SIGTERM to the
+    end of its old process.
+    """
+
+    id: str
+    services: list[str]
+    current: str = ""
+    is_done: bool = False
+    failure: str = ""
+    drain_seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
 class MeshState:
     """The whole mesh. Times are in seconds since the epoch."""
 
@@ -43,6 +59,7 @@ class MeshState:
     durability: str = ""
     failure: str = ""
     processes: list[ProcessState] = field(default_factory=list)
+    restart: RestartState | None = None
 
 
 class AlreadyRunning(Exception):
@@ -79,6 +96,14 @@ def hold_lock(path: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
+        yield
+
+
+@contextmanager
+def await_turn(path: Path) -> Iterator[None]:
+    """Hold the lock at ``path``, waiting for whoever has it."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

@@ -1,4 +1,4 @@
-"""Runs a mesh: starts all in parallel, keeps all running, stops all in order."""
+"""Runs a mesh: starts all in parallel, keeps all running, restarts on request, stops in order."""
 
 import asyncio
 import contextlib
@@ -7,14 +7,14 @@ import signal
 import time
 from collections.abc import Sequence
 
-from millrace_mesh import processes, retention, shared_secrets, state
-from millrace_mesh.child import Child
+from millrace_mesh import processes, restart_request, retention, shared_secrets, state
+from millrace_mesh.child import Child, NotReplaced
 from millrace_mesh.layout import Layout, require_free_ports
 from millrace_mesh.log import MeshLog, watched_stream
 from millrace_mesh.nats import NotDurable
 from millrace_mesh.probes import NotReady
 from millrace_mesh.processes import ProcessSpec
-from millrace_mesh.state import MeshState
+from millrace_mesh.state import MeshState, RestartState
 
 
 class Supervisor:
@@ -26,6 +26,7 @@ class Supervisor:
         self._children = [Child(spec, log, self._save) for spec in specs]
         self._stop = asyncio.Event()
         self._stop_requests = 0
+        self._restarting: asyncio.Task[None] | None = None
         self._state = MeshState(
             pid=os.getpid(),
             phase=state.STARTING,
@@ -45,6 +46,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, self.restart)
         runs = [asyncio.create_task(child.run()) for child in self._children]
         starting = asyncio.create_task(self._wait_until_ready())
         stopping = asyncio.create_task(self._stop.wait())
@@ -67,6 +69,36 @@ class Supervisor:
         if self._stop_requests > 1:
             for child in self._children:
                 child.kill()
+
+    def restart(self) -> None:
+        """Restart what the request file names, one after the other; one request at a time."""
+        if self._stop.is_set() or (self._restarting and not self._restarting.done()):
+            return
+        request = restart_request.read(self._layout.home.restart_request_file)
+        self._state.restart = RestartState(request.id, list(request.services))
+        self._restarting = asyncio.create_task(self._restart_in_turn(self._state.restart))
+
+    async def _restart_in_turn(self, restart: RestartState) -> None:
+        children = {child.spec.name: child for child in self._children}
+        try:
+            for name in restart.services:
+                restart.current = name
+                self._save()
+                self._log.say(f"restarting {name}")
+                seconds = await children[name].replace()
+                restart.drain_seconds[name] = seconds
+                self._log.say(f"{name} was restarted; the old one drained in {seconds:.1f} s")
+        except (NotReplaced, KeyError) as error:
+            restart.failure = (
+                f"there is no process {error}" if isinstance(error, KeyError) else str(error)
+            )
+            self._log.say(restart.failure)
+        except asyncio.CancelledError:
+            restart.failure = "the mesh is being stopped"
+            raise
+        finally:
+            restart.current, restart.is_done = "", True
+            self._save()
 
     async def _wait_until_ready(self) -> None:
         await asyncio.gather(*(self._until_ready(child) for child in self._children))
@@ -102,6 +134,11 @@ class Supervisor:
     async def _stop_in_order(self) -> None:
         self._set_phase(state.STOPPING)
         self._log.say("stopping; once more to kill")
+        if self._restarting is not None:
+            self._restarting.cancel()
+        for child in self._children:
+            if child.spec.listener is not None:
+                child.spec.listener.close()  # what nobody will accept must not queue
         for tier in sorted({child.spec.tier for child in self._children}, reverse=True):
             children = [child for child in self._children if child.spec.tier == tier]
             for child in children:
@@ -138,7 +175,8 @@ def run(layout: Layout, *, quiet: bool = False) -> None:
         for directory in layout.directories():
             directory.mkdir(parents=True, exist_ok=True)
         retention.remove_oldest(layout.home.traces)
-        specs = processes.mesh(layout, shared_secrets.load_or_make(layout.home.secrets))
+        secrets = shared_secrets.load_or_make(layout.home.secrets)
+        specs = processes.mesh(layout, secrets, processes.listen(layout))
         names = [spec.name for spec in specs]
         with contextlib.closing(
             MeshLog(layout.home.logs, names, None if quiet else watched_stream())

@@ -67,16 +67,29 @@ def from_json(content: bytes | str) -> Event:
     """
     try:
         document = json.loads(content)
-        fact = fact_of(document["type"])
+        fact = fact_of(_text(document["type"]))
         message = fact.message()
         json_format.ParseDict(document["data"], message, ignore_unknown_fields=True)
         return Event(
-            id=document["id"],
+            id=_text(document["id"]),
             fact=fact,
-            tenant=document["tenant"],
+            tenant=_text(document["tenant"]),
             message=message,
-            time=datetime.fromisoformat(document["time"]),
-            traceparent=document.get("traceparent", ""),
+            time=_moment(document["time"]),
+            traceparent=_text(document.get("traceparent", "")),
         )
-    except (ValueError, KeyError, TypeError, json_format.ParseError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, json_format.ParseError) as error:
         raise MalformedEvent(f"{type(error).__name__}: {error}") from error
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.100} is no text")
+    return value
+
+
+def _moment(value: str) -> datetime:
+    moment = datetime.fromisoformat(value)
+    if moment.tzinfo is None:
+        raise ValueError(f"the time {value} has no zone")
+    return moment

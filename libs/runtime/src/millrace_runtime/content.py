@@ -5,6 +5,7 @@ serves too: content is then uploaded, its manifest last, and fetched into a loca
 use. Either way readers get a local path that was verified against the expected digest.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -59,11 +60,7 @@ class ContentStore:
         Raises:
             ContentOutsideRoot: ``relative`` leads out of the root.
         """
-        path = self.working_path(relative)
-        if path.is_dir():
-            manifest.remove_tree(path)
-        else:
-            path.unlink(missing_ok=True)
+        _remove(self.working_path(relative))
         if not self._is_local and self._filesystem.exists(f"{self._root}/{relative}"):
             self._filesystem.rm(f"{self._root}/{relative}", recursive=True)
 
@@ -76,11 +73,7 @@ class ContentStore:
         """
         path = self._local_path(uri)
         if not self._is_local:
-            path = self._cache / "incoming" / digest.removeprefix("sha256:")
-            if not path.exists():
-                temporary = manifest.temporary_sibling(path)
-                self._filesystem.get(self._remote_path(uri) + "/", f"{temporary}/", recursive=True)
-                temporary.rename(path)
+            path = self._cached(uri, digest, manifest.verify)
         manifest.verify(path, digest)
         return path
 
@@ -93,13 +86,31 @@ class ContentStore:
         """
         path = self._local_path(uri)
         if not self._is_local:
-            path = self._cache / "incoming" / digest.removeprefix("sha256:")
-            if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self._filesystem.get_file(self._remote_path(uri), str(path))
-        if not path.is_file() or manifest.sha256_file(path) != digest:
-            raise manifest.ManifestMismatch(f"{uri} is not {digest}")
+            path = self._cached(uri, digest, _require_file)
+        _require_file(path, digest)
         return path
+
+    def _cached(self, uri: str, digest: str, check: Callable[[Path, str], object]) -> Path:
+        """The cache's copy of remote content; one that is damaged is fetched again."""
+        path = self._cache / "incoming" / digest.removeprefix("sha256:")
+        if _is_whole(path, digest, check):
+            return path
+        temporary = manifest.temporary_sibling(path)
+        try:
+            fetched = temporary / path.name
+            self._fetch(self._remote_path(uri), fetched)
+            if not _is_whole(path, digest, check):  # else another process was quicker
+                _remove(path)
+                fetched.rename(path)
+        finally:
+            manifest.remove_tree(temporary)
+        return path
+
+    def _fetch(self, remote: str, path: Path) -> None:
+        if self._filesystem.isdir(remote):
+            self._filesystem.get(f"{remote}/", f"{path}/", recursive=True)
+        else:
+            self._filesystem.get_file(remote, str(path))
 
     def _local_path(self, uri: str) -> Path:
         if not self._is_local:
@@ -114,3 +125,30 @@ class ContentStore:
         if not path.startswith(self._root + "/") or ".." in path.split("/"):
             raise ContentOutsideRoot(f"{uri} is not in the data root")
         return path
+
+
+def _require_file(path: Path, digest: str) -> None:
+    """
+    Raises:
+        ManifestMismatch: ``path`` is no regular file with that digest.
+    """
+    if path.is_symlink() or not path.is_file():
+        raise manifest.ManifestMismatch(f"{path} is no regular file; it should be {digest}")
+    found = manifest.sha256_file(path)
+    if found != digest:
+        raise manifest.ManifestMismatch(f"{path} is {found}, not {digest}")
+
+
+def _is_whole(path: Path, digest: str, check: Callable[[Path, str], object]) -> bool:
+    try:
+        check(path, digest)
+    except manifest.ManifestError:
+        return False
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        manifest.remove_tree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -8,7 +8,9 @@ back, publishes what is left in its outbox if it can, and stops.
 import asyncio
 import contextlib
 import logging
+import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -109,7 +111,10 @@ async def _serve(service: Service) -> None:
     loop.set_default_executor(ThreadPoolExecutor(_RPC_THREADS, "to-thread"))
     server, state = _start_rpc(service)
     probes = _probe_server(service, stop)
-    tasks = [asyncio.create_task(probes.serve()), asyncio.create_task(_run_bus(service))]
+    tasks = [
+        asyncio.create_task(probes.serve(inherited(service.settings))),
+        asyncio.create_task(_run_bus(service)),
+    ]
     if service.reconcile is not None:
         tasks.append(asyncio.create_task(_reconcile(service, service.reconcile)))
     threads = [threading.Thread(target=worker.run, name=worker.name) for worker in service.workers]
@@ -131,6 +136,12 @@ async def _serve(service: Service) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def inherited(settings: ServiceSettings) -> list[socket.socket] | None:
+    """The listening socket that was handed down, if one was; else uvicorn makes its own."""
+    listener = settings.http_listener
+    return None if listener is None else [socket.socket(fileno=listener)]
+
+
 def _start_rpc(service: Service) -> tuple[grpc.Server, health.HealthServicer]:
     token = service.settings.internal_token
     server = grpc.server(
@@ -139,7 +150,7 @@ def _start_rpc(service: Service) -> tuple[grpc.Server, health.HealthServicer]:
             server_interceptor(),
             ServiceInterceptor(token.get_secret_value() if token else None),
         ],
-        options=[("grpc.so_reuseport", 0)],
+        options=[("grpc.so_reuseport", int(service.settings.share_ports))],
     )
     service.register(server)
     state = health.HealthServicer()
@@ -174,7 +185,8 @@ async def _reconcile(service: Service, reconcile: Callable[[], None]) -> None:
 def _probe_server(service: Service, stop: asyncio.Event) -> uvicorn.Server:
     """Kubernetes probes and metrics. Not ready while draining, or without a database.
 
-    Being cut off from NATS is no reason to be not ready: the database is the truth, and
+    Two processes may answer at one address while one follows the other: the process id tells
+    them apart. Being cut off from NATS is no reason to be not ready: the database is the truth, and
     questions can be answered. The metric ``millrace_nats_connected`` says it instead.
     """
 
@@ -191,9 +203,10 @@ def _probe_server(service: Service, stop: asyncio.Event) -> uvicorn.Server:
             alive = False
         if not alive:
             return JSONResponse({"status": "database does not answer"}, status_code=503)
-        return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "ok", "pid": os.getpid()})
 
     async def metrics(_request: Request) -> Response:
+        await asyncio.to_thread(service.relay.measure)
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     routes = [Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", metrics)]

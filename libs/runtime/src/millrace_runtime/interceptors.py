@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from grpc_status import rpc_status
 from prometheus_client import Counter, Histogram
 
+from millrace_runtime import storage
 from millrace_runtime.errors import InvalidArgument, MillraceError, Unauthenticated
 from millrace_runtime.rich_status import to_status
 
@@ -122,6 +123,8 @@ class _Call:
 
     def __exit__(self, _kind: Any, error: BaseException | None, _traceback: Any) -> None:
         _SECONDS.labels(self._method).observe(time.perf_counter() - self._start)
+        if error is not None and not isinstance(error, MillraceError):
+            error = storage.answer_of(error) or error
         code = error.code if isinstance(error, MillraceError) else grpc.StatusCode.INTERNAL
         _CALLS.labels(self._method, "OK" if error is None else code.name).inc()
         if isinstance(error, MillraceError):

@@ -15,30 +15,39 @@ lines on standard output, one object a line, told apart by ``kind``:
 
 Everything else a library prints goes to standard error, which the service keeps as the log.
 Exit status 0 means that ``result`` was written, 1 that ``error`` was, anything else is a crash.
+A full or failing disk is said as STORAGE_FULL or STORAGE_ERROR, wherever it was met.
 
     JobError
     └── raised by a job for a mistake its user can put right (bad data, bad setting)
 """
 
+import contextlib
 import ctypes
 import json
 import os
 import signal
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from opentelemetry import trace
 from pydantic import BaseModel, ValidationError
 
-from millrace_runtime import telemetry
+from millrace_runtime import storage, telemetry
 
 PARENT_VARIABLE = "MILLRACE_JOB_PARENT"
 """Names the process id of whoever starts a job, which a job checks once it dies with its parent."""
 
+SERVICE_VARIABLE = "MILLRACE_JOB_SERVICE"
+"""``<process id>/<seconds>``: the service that a job works for, and how long a job waits for one
+that stands still."""
+
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+_ABANDONED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: it may well work when it is tried again
 
 SpecT = TypeVar("SpecT", bound=BaseModel)
 
@@ -87,6 +96,38 @@ def die_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)  # the parent died before prctl took effect
 
 
+def end_when_abandoned() -> None:
+    """End this process when its service has been stopped for long (SIGSTOP, a frozen container).
+
+    The service cannot renew its lease then, and another one takes the work over. A job that
+    went on would be a second writer, and one that cannot get rid of its lines would keep the
+    lock of its directory for ever.
+    """
+    service, _, seconds = os.environ.get(SERVICE_VARIABLE, "").partition("/")
+    if service:
+        watch = threading.Thread(target=_watch, args=(int(service), float(seconds)), daemon=True)
+        watch.start()
+
+
+def _watch(service: int, patience_seconds: float) -> None:
+    look_seconds = min(1.0, patience_seconds / 5)
+    still_seconds = 0.0
+    while still_seconds < patience_seconds:
+        time.sleep(look_seconds)
+        still_seconds = still_seconds + look_seconds if _stands_still(service) else 0.0
+    _log(f"the service (process {service}) stands still; it will not be waited for\n")
+    os._exit(_ABANDONED_STATUS)
+
+
+def _stands_still(process: int) -> bool:
+    """Whether a process is stopped (proc(5)); one that has gone is not."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] == "T"
+
+
 def claim_stdout() -> TextIO:
     """Take standard output for the protocol and send everybody else's prints to stderr."""
     protocol = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -95,32 +136,76 @@ def claim_stdout() -> TextIO:
     return protocol
 
 
-def run(name: str, spec_type: type[SpecT], work: Callable[[SpecT, Reporter], None]) -> None:
+@contextlib.contextmanager
+def storage_fault_is_said(directory: Path) -> Iterator[None]:
+    """Call what the block raises by its name if the disk is at fault, whatever it was wrapped in.
+
+    torch's writer says only at which position it stopped, and a rank hears of another's full
+    disk only that it has gone: then the disk of ``directory`` itself is looked at. What was
+    being written there is removed: it would fill the disk for others, and is of no use.
+
+    Raises:
+        JobError: STORAGE_FULL, STORAGE_ERROR.
+    """
+    try:
+        yield
+    except Exception as error:
+        is_said = isinstance(error, JobError)
+        reason = storage.reason_of(error.__cause__ if is_said else error)
+        if reason is None and not is_said and storage.is_full(directory):
+            reason = storage.FULL
+        if reason is None:
+            raise
+        storage.remove_unfinished(directory)
+        _log(traceback.format_exc())
+        raise JobError(reason, storage.message_of(reason, str(directory))) from error
+
+
+def run(
+    name: str,
+    spec_type: type[SpecT],
+    work: Callable[[SpecT, Reporter], None],
+    writes_to: Callable[[SpecT], Path] | None = None,
+) -> None:
     """Run ``work`` as the job ``name`` and exit the process.
 
     ``name`` is ``<stage>.<verb>`` and becomes the span's name. The span is a child of the
     ``TRACEPARENT`` that the service put in the environment, so the work stays in its trace.
+    ``writes_to`` is the job's own directory, from which what is unfinished is removed when the
+    disk is full (without it: that of the specification).
     """
     die_with_parent()
+    end_when_abandoned()
     reporter = Reporter(claim_stdout())
     stop_tracing = telemetry.start_tracing(f"millrace-{name.split('.')[0]}-job")
     tracer = trace.get_tracer("millrace.jobs")
     try:
         with tracer.start_as_current_span(f"job {name}", context=telemetry.context_from_environ()):
-            work(spec_type.model_validate_json(Path(sys.argv[1]).read_bytes()), reporter)
+            path = Path(sys.argv[1])
+            with storage_fault_is_said(path.parent):
+                spec = spec_type.model_validate_json(path.read_bytes())
+            with storage_fault_is_said(writes_to(spec) if writes_to else path.parent):
+                work(spec, reporter)
         status = 0
     except ValidationError as error:
         status = _fail(reporter, "INVALID_SPEC", str(error))
     except JobError as error:
         status = _fail(reporter, error.reason, str(error))
     except Exception as error:  # the job's outermost frame: report, then fail
-        traceback.print_exc(file=sys.stderr)
+        _log(traceback.format_exc())
         status = _fail(reporter, "INTERNAL", f"{type(error).__name__}: {error}")
-    stop_tracing()
-    sys.stderr.flush()
+    with contextlib.suppress(Exception):  # the last word was said; nothing may take it back
+        stop_tracing()
+        sys.stderr.flush()
     os._exit(status)  # torch and OpenVINO may hold threads that never end
 
 
 def _fail(reporter: Reporter, reason: str, message: str) -> int:
     reporter.report("error", reason=reason, message=message)
     return 1
+
+
+def _log(text: str) -> None:
+    """Write to the log, if there is room for it."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(text)

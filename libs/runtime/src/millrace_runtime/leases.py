@@ -21,12 +21,17 @@ from sqlalchemy import (
     String,
     Table,
     and_,
+    func,
     or_,
     select,
     update,
 )
 
+from millrace_runtime import owner as owner_of_lease
 from millrace_runtime.database import UtcDateTime
+
+# What workers of this process look for, by table.
+_CLAIMED: dict[str, tuple[Table, ColumnElement[bool]]] = {}
 
 
 class LeaseLost(Exception):
@@ -60,8 +65,16 @@ def claim(
     now: datetime,
     duration: timedelta,
 ) -> Lease | None:
-    """Take the oldest row that is ``claimable`` and not under a live lease, or ``None``."""
-    free = or_(table.c.lease_expires.is_(None), table.c.lease_expires < now)
+    """Take the oldest row that is ``claimable`` and not under a live lease, or ``None``.
+
+    A lease lives until it runs out, or until its owner is seen to have ended (``owner.py``).
+    """
+    _CLAIMED[table.name] = (table, claimable)
+    free = or_(
+        table.c.lease_expires.is_(None),
+        table.c.lease_expires < now,
+        table.c.lease_owner.in_(_ended_owners(connection, table, now)),
+    )
     oldest = (
         select(table.c.id, table.c.epoch)
         .where(and_(claimable, free))
@@ -81,22 +94,61 @@ def claim(
     return lease
 
 
+def count_abandoned(connection: Connection, before: datetime) -> int:
+    """How many claimable rows have a lease that ended ``before``, and wait for a taker still.
+
+    It knows the tables and conditions that this process has claimed with.
+    """
+    return sum(
+        int(
+            connection.execute(
+                select(func.count())
+                .select_from(table)
+                .where(claimable, table.c.lease_expires < before)
+            ).scalar_one()
+        )
+        for table, claimable in tuple(_CLAIMED.values())
+    )
+
+
+def _ended_owners(connection: Connection, table: Table, now: datetime) -> list[str]:
+    live = select(table.c.lease_owner).where(table.c.lease_expires >= now).distinct()
+    owners = connection.execute(live).scalars()
+    return [name for name in owners if name is not None and owner_of_lease.has_ended(name)]
+
+
 def renew(
     connection: Connection, table: Table, lease: Lease, *, now: datetime, duration: timedelta
 ) -> Lease:
     """Extend ``lease`` to ``now + duration``.
 
     Raises:
-        LeaseLost: the row has a higher epoch.
+        LeaseLost: the row has a higher epoch, or was given back: a renewal that comes late must
+            not keep others from it.
     """
     expires = now + duration
-    require_held(connection.execute(fenced(table, lease).values(lease_expires=expires)), lease)
+    held = fenced(table, lease).where(table.c.lease_owner.is_not(None))
+    require_held(connection.execute(held.values(lease_expires=expires)), lease)
     return Lease(lease.id, lease.epoch, expires)
 
 
 def release(connection: Connection, table: Table, lease: Lease) -> None:
     """Give the row back at once; nothing happens when it was lost already."""
     connection.execute(fenced(table, lease).values(lease_owner=None, lease_expires=None))
+
+
+def put_off(connection: Connection, table: Table, lease: Lease, until: datetime) -> None:
+    """Give the row back, to be claimed after ``until`` and no sooner.
+
+    The epoch rises, so that whoever still renews the lease cannot hold the row any longer.
+
+    Raises:
+        LeaseLost: the row has a higher epoch.
+    """
+    given_back = fenced(table, lease).values(
+        epoch=lease.epoch + 1, lease_owner=None, lease_expires=until
+    )
+    require_held(connection.execute(given_back), lease)
 
 
 def fenced(table: Table, lease: Lease) -> Any:

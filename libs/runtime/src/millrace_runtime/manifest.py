@@ -10,13 +10,18 @@ either nothing visible or all of it; an abandoned temporary directory is swept b
     ManifestError
     ├── ManifestMissing   no manifest: the directory was never committed
     └── ManifestMismatch  a file is absent, added, or differs from what was committed
+
+Only regular files count. A symbolic link is refused wherever it points: what it names can be
+changed without the directory being touched.
 """
 
 import hashlib
 import json
 import os
 import shutil
+import stat
 import uuid
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,7 +104,7 @@ def commit(temporary: Path, target: Path, kind: str, metadata: dict[str, Any]) -
     and ``temporary`` is removed.
 
     Raises:
-        ManifestMismatch: ``target`` exists with other content.
+        ManifestMismatch: ``target`` exists with other content, or a link was written.
         OSError: the filesystem refused (no space, input/output error); nothing is visible.
     """
     manifest = Manifest(kind, _scan(temporary), metadata)
@@ -130,8 +135,10 @@ def read(directory: Path) -> tuple[Manifest, str]:
     path = directory / MANIFEST_NAME
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ManifestMissing(f"{directory} has no {MANIFEST_NAME}") from None
+    except IsADirectoryError:
+        raise ManifestMismatch(f"{path} is a directory") from None
     try:
         document = json.loads(content)
         files = tuple(FileEntry(**entry) for entry in document["files"])
@@ -149,17 +156,32 @@ def verify(directory: Path, expected_digest: str) -> Manifest:
     """
     manifest, digest = read(directory)
     if digest != expected_digest:
-        raise ManifestMismatch(f"{directory}: manifest is {digest}, expected {expected_digest}")
-    committed = {entry.path for entry in manifest.files}
+        path = directory / MANIFEST_NAME
+        raise ManifestMismatch(f"{path} is {digest}, not {expected_digest}")
     found = set(_relative_files(directory))
-    if committed != found:
-        difference = ", ".join(sorted(committed ^ found)[:5])
-        raise ManifestMismatch(f"{directory}: files added or absent: {difference}")
+    _require_same_names(directory, {entry.path for entry in manifest.files}, found)
     for entry in manifest.files:
-        path = directory / entry.path
-        if path.stat().st_size != entry.size_bytes or sha256_file(path) != entry.sha256:
-            raise ManifestMismatch(f"{path} differs from its manifest")
+        _require_same_bytes(directory / entry.path, entry)
     return manifest
+
+
+def _require_same_names(directory: Path, committed: set[str], found: set[str]) -> None:
+    absent, added = sorted(committed - found), sorted(found - committed)
+    wrong = [f"{name} is absent" for name in absent] + [f"{name} was added" for name in added]
+    if wrong:
+        raise ManifestMismatch(f"{directory}: {', '.join(wrong[:5])}")
+
+
+def _require_same_bytes(path: Path, entry: FileEntry) -> None:
+    size_bytes = path.stat().st_size
+    if size_bytes != entry.size_bytes:
+        how = f"it has {size_bytes} bytes, not {entry.size_bytes}"
+        raise ManifestMismatch(f"{path} differs from its manifest: {how}")
+    digest = sha256_file(path)
+    if digest != entry.sha256:
+        raise ManifestMismatch(
+            f"{path} differs from its manifest: it is {digest}, not {entry.sha256}"
+        )
 
 
 def write_durably(path: Path, content: bytes) -> None:
@@ -193,8 +215,24 @@ def _scan(directory: Path) -> tuple[FileEntry, ...]:
 
 
 def _relative_files(directory: Path) -> list[str]:
-    return [
-        path.relative_to(directory).as_posix()
-        for path in directory.rglob("*")
-        if path.is_file() and path.relative_to(directory).as_posix() != MANIFEST_NAME
-    ]
+    """All files but the manifest.
+
+    Raises:
+        ManifestMismatch: there is something that is neither a file nor a directory.
+    """
+    found = (path.relative_to(directory).as_posix() for path in _files(directory))
+    return [name for name in found if name != MANIFEST_NAME]
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    with os.scandir(directory) as entries:
+        found = list(entries)
+    for entry in found:
+        mode = entry.stat(follow_symlinks=False).st_mode
+        if stat.S_ISDIR(mode):
+            yield from _files(Path(entry.path))
+        elif stat.S_ISREG(mode):
+            yield Path(entry.path)
+        else:
+            kind = "a symbolic link" if stat.S_ISLNK(mode) else "no regular file"
+            raise ManifestMismatch(f"{entry.path} is {kind}")

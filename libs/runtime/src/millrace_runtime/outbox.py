@@ -2,12 +2,14 @@
 
 It is the history: rows are never removed. The relay (``relay.py``) publishes what it finds
 unpublished; a row remembers in which incarnation of the stream it was published, so that
-after the loss of the stream everything is published again.
+after the loss of the stream everything is published again. What else the stream has lost, the
+audit (``audit.py``) finds.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from google.protobuf.message import Message
 from sqlalchemy import (
@@ -17,6 +19,7 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    Row,
     String,
     Table,
     Text,
@@ -30,6 +33,7 @@ from millrace.topology import fact_of
 from millrace_runtime import cloudevent, names, telemetry
 
 _BATCH_SIZE = 500
+_PAGE_SIZE = 5000
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,15 @@ class PendingFact:
     subject: str
     document: str
     traceparent: str
+
+
+@dataclass(frozen=True)
+class PublishedFact:
+    """A fact that the server has acknowledged."""
+
+    sequence: int
+    id: str
+    subject: str
 
 
 def outbox_table(metadata: MetaData) -> Table:
@@ -113,10 +126,7 @@ class Outbox:
             .order_by(table.c.sequence)
             .limit(_BATCH_SIZE)
         )
-        return [
-            PendingFact(row.sequence, row.id, row.subject, row.document, row.traceparent)
-            for row in rows
-        ]
+        return [_fact(row) for row in rows]
 
     def mark_published(
         self, connection: Connection, facts: Sequence[PendingFact], incarnation: str
@@ -129,8 +139,39 @@ class Outbox:
             .values(published_in=incarnation)
         )
 
+    def published(
+        self, connection: Connection, incarnation: str, after: int = 0
+    ) -> Sequence[PublishedFact]:
+        """The oldest facts published in ``incarnation`` after a sequence, 5,000 at most."""
+        table = self._table
+        rows = connection.execute(
+            select(table.c.sequence, table.c.id, table.c.subject)
+            .where(table.c.published_in == incarnation, table.c.sequence > after)
+            .order_by(table.c.sequence)
+            .limit(_PAGE_SIZE)
+        )
+        return [PublishedFact(row.sequence, row.id, row.subject) for row in rows]
+
+    def find(self, connection: Connection, ids: Sequence[str]) -> Sequence[PendingFact]:
+        """The facts with these ids, in order; for some hundreds at a time."""
+        table = self._table
+        rows = connection.execute(
+            select(table).where(table.c.id.in_(ids)).order_by(table.c.sequence)
+        )
+        return [_fact(row) for row in rows]
+
     def backlog(self, connection: Connection) -> int:
         """How many facts have never been published."""
         unpublished = self._table.c.published_in.is_(None)
         count = select(func.count()).select_from(self._table).where(unpublished)
         return int(connection.execute(count).scalar_one())
+
+    def oldest_unpublished(self, connection: Connection) -> str | None:
+        """Id of the oldest of these facts, which tells its age."""
+        table = self._table
+        oldest = select(table.c.id).where(table.c.published_in.is_(None)).order_by(table.c.sequence)
+        return connection.execute(oldest.limit(1)).scalar()
+
+
+def _fact(row: Row[Any]) -> PendingFact:
+    return PendingFact(row.sequence, row.id, row.subject, row.document, row.traceparent)

@@ -18,6 +18,15 @@ class ServiceSettings(BaseSettings):
 
     grpc_address: str = Field("127.0.0.1:0", description="host:port of the gRPC server")
     http_address: str = Field("127.0.0.1:0", description="host:port of /livez /readyz /metrics")
+    http_listener: int | None = Field(
+        None,
+        ge=3,
+        description="file descriptor of a socket that listens at http_address already; whoever "
+        "holds it keeps connections from being lost while one process follows another",
+    )
+    share_ports: bool = Field(
+        False, description="let the next process of this service listen at grpc_address too"
+    )
     database_url: str = Field(
         "sqlite:///.millrace/service.db", description="SQLAlchemy URL, SQLite or PostgreSQL"
     )

@@ -7,6 +7,7 @@ REST and gRPC metadata, in a CloudEvent, in a work row, in a job's environment.
 """
 
 import json
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from opentelemetry.trace import Link, Span, SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+LOG = logging.getLogger(__name__)
+
 TRACE_DIRECTORY_VARIABLE = "MILLRACE_TRACE_DIRECTORY"
 TRACEPARENT_VARIABLE = "TRACEPARENT"
 
@@ -33,19 +36,27 @@ class FileSpanExporter(SpanExporter):
     """Appends spans, one JSON object a line, to a file of this process's own.
 
     One write call a batch, on a file opened for appending: a reader sees whole lines, and a
-    killed process loses at most its last half second of spans.
+    killed process loses at most its last half second of spans. So does one whose disk is full:
+    a line that was broken off is ended before the next, and readers pass it over.
     """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab", buffering=0)
         self._lock = threading.Lock()
+        self._is_broken_off = False
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        lines = "".join(json.dumps(_span_document(span)) + "\n" for span in spans)
+        lines = "".join(json.dumps(_span_document(span)) + "\n" for span in spans).encode()
         with self._lock:
-            self._file.write(lines.encode())
-        return SpanExportResult.SUCCESS
+            if self._is_broken_off:
+                lines = b"\n" + lines
+            try:
+                written = self._file.write(lines)
+            except OSError:  # no trace is worth failing for
+                return SpanExportResult.FAILURE
+            self._is_broken_off = written != len(lines)
+        return SpanExportResult.FAILURE if self._is_broken_off else SpanExportResult.SUCCESS
 
     def shutdown(self) -> None:
         self._file.close()
@@ -56,10 +67,7 @@ def start_tracing(service_name: str) -> Callable[[], None]:
     provider = TracerProvider(resource=Resource.create({"service.name": service_name}))
     directory = os.environ.get(TRACE_DIRECTORY_VARIABLE)
     if directory:
-        exporter = FileSpanExporter(Path(directory) / f"{service_name}-{os.getpid()}.jsonl")
-        provider.add_span_processor(
-            BatchSpanProcessor(exporter, schedule_delay_millis=_EXPORT_DELAY_MILLISECONDS)
-        )
+        _export_to_file(provider, Path(directory) / f"{service_name}-{os.getpid()}.jsonl")
     if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
         # Imported here: a service without a collector need not load the exporter.
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -67,6 +75,17 @@ def start_tracing(service_name: str) -> Callable[[], None]:
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
     return provider.shutdown
+
+
+def _export_to_file(provider: TracerProvider, path: Path) -> None:
+    try:
+        exporter = FileSpanExporter(path)
+    except OSError as error:  # a full disk: a service or a job that runs untraced still runs
+        LOG.warning("spans are not kept: %s", error)
+        return
+    provider.add_span_processor(
+        BatchSpanProcessor(exporter, schedule_delay_millis=_EXPORT_DELAY_MILLISECONDS)
+    )
 
 
 def current_traceparent() -> str:

@@ -12,14 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from millrace_runtime import telemetry
-from millrace_runtime.jobs import PARENT_VARIABLE
+from millrace_runtime import storage, telemetry
+from millrace_runtime.content import ContentOutsideRoot
+from millrace_runtime.jobs import PARENT_VARIABLE, SERVICE_VARIABLE
 from millrace_runtime.leases import Lease, LeaseLost
+from millrace_runtime.manifest import ManifestError
 
 LOG = logging.getLogger(__name__)
 
-_RENEW_SECONDS = 1.0
+CONTENT_DAMAGED = "CONTENT_DAMAGED"
+"""The reason of work that ends because what it starts from is not what was committed."""
+
 _POLL_SECONDS = 1.0
+_LONGEST_RENEWAL_SECONDS = 1.0  # cancelling is noticed at a renewal, and should be soon
 _JOB_GRACE_SECONDS = 5.0
 
 
@@ -42,14 +47,22 @@ class Worker:
     the work cancelled) or the service drains, and ``perform`` must then return soon and write
     no more. What it raises is logged; the row stays claimed until its lease runs out, so that
     work which always fails is tried again at the lease's pace, never in a tight loop.
+
+    ``lease_seconds`` is how long the source's leases last: they are renewed three times in
+    that time, and once a second at least.
     """
 
     def __init__(
-        self, name: str, source: WorkSource, perform: Callable[[Lease, threading.Event], None]
+        self,
+        name: str,
+        source: WorkSource,
+        perform: Callable[[Lease, threading.Event], None],
+        lease_seconds: float = 15.0,
     ) -> None:
         self.name = name
         self._source = source
         self._perform = perform
+        self._renew_seconds = min(lease_seconds / 3, _LONGEST_RENEWAL_SECONDS)
         self._doorbell = threading.Event()
         self._draining = threading.Event()
         self._stop_current = threading.Event()
@@ -100,7 +113,7 @@ class Worker:
         return True
 
     def _keep(self, lease: Lease, finished: threading.Event, stop: threading.Event) -> None:
-        while not finished.wait(_RENEW_SECONDS):
+        while not finished.wait(self._renew_seconds):
             try:
                 lease = self._source.renew(lease)
             except LeaseLost as error:
@@ -134,22 +147,34 @@ class JobStopped:
 JobOutcome = JobResult | JobFailure | JobStopped
 
 
+def content_failure(error: ManifestError | ContentOutsideRoot | OSError) -> JobFailure:
+    """Why work cannot begin with its content: it is damaged, or its disk is at fault for now."""
+    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+        reason = storage.reason_of(error) or storage.ERROR
+        return JobFailure(reason, f"what the work starts from cannot be read: {error}")
+    return JobFailure(CONTENT_DAMAGED, str(error))
+
+
 def run_job(
     module: str,
     spec: dict[str, Any],
     directory: Path,
     on_message: Callable[[dict[str, Any]], None],
     stop: threading.Event,
+    patience_seconds: float = 10.0,
 ) -> JobOutcome:
     """Run ``python -m module SPEC.json`` to its end (the contract is in ``jobs.py``).
 
     ``on_message`` gets each ``progress`` and ``checkpoint`` line as it comes; what it raises
     ends the job. Standard error is appended to ``directory/job.log``. The job belongs to the
-    current span's trace, and dies with this thread.
+    current span's trace, and dies with this thread. On a full disk it is not even started.
+
+    ``patience_seconds`` is how long it goes on while this process is stopped: less than a lease
+    lasts, so that it has ended when another service takes the work over.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     spec_path = directory / "spec.json"
-    spec_path.write_text(json.dumps(spec))
+    if fault := _write_spec(spec, spec_path):
+        return fault
     command = [sys.executable, "-m", module, str(spec_path)]
     with (
         (directory / "job.log").open("ab") as log,
@@ -158,7 +183,7 @@ def run_job(
             stdout=subprocess.PIPE,
             stderr=log,
             stdin=subprocess.DEVNULL,
-            env=_environment(),
+            env=_environment(patience_seconds),
             start_new_session=True,
         ) as process,
     ):
@@ -179,9 +204,28 @@ def run_job(
     return _outcome(last, process.returncode, directory / "job.log")
 
 
-def _environment() -> dict[str, str]:
-    traceparent = telemetry.current_traceparent()
-    own = {telemetry.TRACEPARENT_VARIABLE: traceparent, PARENT_VARIABLE: str(os.getpid())}
+def _write_spec(spec: dict[str, Any], path: Path) -> JobFailure | None:
+    """Write what the job reads; what is said when the disk does not take it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(spec))
+        (path.parent / "job.log").touch()
+        reason = storage.FULL if storage.is_full(path.parent) else None
+    except OSError as error:
+        reason = storage.reason_of(error)
+        if reason is None:
+            raise
+    if reason is None:
+        return None
+    return JobFailure(reason, storage.message_of(reason, str(path.parent)))
+
+
+def _environment(patience_seconds: float) -> dict[str, str]:
+    own = {
+        telemetry.TRACEPARENT_VARIABLE: telemetry.current_traceparent(),
+        PARENT_VARIABLE: str(os.getpid()),
+        SERVICE_VARIABLE: f"{os.getpid()}/{patience_seconds}",
+    }
     return {**os.environ, **own}
 
 
@@ -195,8 +239,11 @@ def _read_messages(
         if message is None:
             # What a library prints while it is imported, before the job took its output over.
             LOG.debug("a job wrote a line that is no message: %r", line[:200])
-        elif message["kind"] in ("result", "error"):
+        elif message["kind"] == "result" or (message["kind"] == "error" and not last):
             last = message
+        elif message["kind"] == "error":
+            # Of several processes of one job, the first to fail says why; the rest miss it.
+            LOG.info("a job failed further: %s: %s", message["reason"], message["message"])
         else:
             on_message(message)
     return last
@@ -233,8 +280,19 @@ def _outcome(last: dict[str, Any], returncode: int, log: Path) -> JobOutcome:
         return JobResult({key: value for key, value in last.items() if key != "kind"})
     if last.get("kind") == "error":
         return JobFailure(last["reason"], last["message"])
+    if storage.is_full(log.parent):
+        # Its launcher, or a library, found no room even to say so.
+        return JobFailure(storage.FULL, storage.message_of(storage.FULL, str(log.parent)))
     tail = " | ".join(_last_lines(log))
-    return JobFailure("CRASHED", f"the job ended with status {returncode}: {tail}")
+    return JobFailure("CRASHED", f"the job {_ending(returncode)}: {tail}")
+
+
+def _ending(returncode: int) -> str:
+    if returncode == -signal.SIGKILL:
+        return "was killed (SIGKILL), as the kernel does with the largest when memory runs out"
+    if returncode < 0:
+        return f"was ended by signal {-returncode} ({signal.strsignal(-returncode)})"
+    return f"ended with status {returncode}"
 
 
 def _last_lines(log: Path, count: int = 3) -> Sequence[str]:

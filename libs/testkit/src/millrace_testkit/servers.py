@@ -2,11 +2,14 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 _START_TIMEOUT_SECONDS = 15.0
@@ -38,21 +41,27 @@ def is_listening(port: int) -> bool:
 
 
 class NatsServer:
-    """nats-server with JetStream on a port of its own; it can be killed and started again."""
+    """nats-server with JetStream on ports of its own; it can be killed and started again.
 
-    def __init__(self, store: Path) -> None:
+    Its configuration and its store lie in ``directory``; the store may be told to lie elsewhere
+    (on a disk of its own).
+    """
+
+    def __init__(self, directory: Path, store: Path | None = None) -> None:
         self.port = free_port()
         self.url = f"nats://127.0.0.1:{self.port}"
-        self._store = store
+        self.store = store or directory / "jetstream"
+        self._monitor_port = free_port()
+        self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         binary = Path(sys.executable).parent / "nats-server"
-        config = self._store / "nats.conf"
-        self._store.mkdir(parents=True, exist_ok=True)
+        config = self._directory / "nats.conf"
+        self._directory.mkdir(parents=True, exist_ok=True)
         config.write_text(
-            f"host: 127.0.0.1\nport: {self.port}\n"
-            f'jetstream {{ store_dir: "{self._store}/jetstream", sync_interval: always }}\n'
+            f"host: 127.0.0.1\nport: {self.port}\nhttp: 127.0.0.1:{self._monitor_port}\n"
+            f'jetstream {{ store_dir: "{self.store}", sync_interval: always }}\n'
         )
         self._process = subprocess.Popen(
             [binary, "-c", config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -60,20 +69,51 @@ class NatsServer:
         wait_until(lambda: is_listening(self.port), _START_TIMEOUT_SECONDS, "nats-server")
 
     def kill(self) -> None:
+        """SIGKILL; nothing happens when it is not running."""
+        self._signal(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """SIGTERM: it writes its indexes and ends."""
+        self._signal(signal.SIGTERM)
+
+    def suspend(self) -> None:
+        """SIGSTOP: connections stay open, and nothing answers."""
         assert self._process is not None
-        self._process.kill()
-        self._process.wait()
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def is_healthy(self) -> bool:
+        """Whether ``/healthz`` answers 200: JetStream works."""
+        try:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{self._monitor_port}/healthz", timeout=5
+            ):
+                return True
+        except (urllib.error.URLError, OSError):
+            return False
 
     def forget(self) -> None:
         """Lose everything stored; the server must not be running."""
-        shutil.rmtree(self._store / "jetstream", ignore_errors=True)
+        shutil.rmtree(self.store, ignore_errors=True)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+            self._process.wait()
 
 
 class PostgresServer:
-    """A throw-away PostgreSQL cluster, run as the ``postgres`` user when tests run as root."""
+    """A throw-away PostgreSQL cluster, run as the ``postgres`` user when tests run as root.
 
-    def __init__(self, folder: Path) -> None:
+    ``settings`` are those of ``postgresql.conf``.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, str] = {}) -> None:
         self._folder = folder
+        self._settings = settings
         self._port = free_port()
         self._binaries = find_postgres()
         self.url = f"postgresql+psycopg://millrace@127.0.0.1:{self._port}/postgres"
@@ -86,6 +126,7 @@ class PostgresServer:
             shutil.chown(self._folder, "postgres", "postgres")
         self._run("initdb", "-D", data, "-U", "millrace", "-A", "trust", "--no-sync")
         options = f"-p {self._port} -h 127.0.0.1 -k {self._folder}"
+        options += "".join(f" -c {name}={value}" for name, value in self._settings.items())
         log = self._folder / "log"
         self._run("pg_ctl", "-D", data, "-l", log, "-w", "-o", options, "start")
 

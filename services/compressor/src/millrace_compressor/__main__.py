@@ -1,7 +1,5 @@
 """The compressor: finished checkpoints become artifacts, measured and judged."""
 
-import os
-import socket
 from pathlib import Path
 
 from millrace_compressor.api import SERVICE_NAME, CompressorServicer
@@ -12,7 +10,7 @@ from millrace_compressor.schema import OUTBOX
 from millrace_compressor.settings import CompressorSettings
 from millrace_compressor.store import CompressionStore
 from millrace_compressor.upstream import FinishedCheckpoints, RegistryDeployments
-from millrace_runtime import hosting
+from millrace_runtime import hosting, owner
 from millrace_runtime.bus import Consumer
 from millrace_runtime.content import ContentStore
 from millrace_runtime.database import migrate, open_database
@@ -35,7 +33,7 @@ def build(settings: CompressorSettings) -> Service:
     store = CompressionStore(
         database,
         FactRecorder(outbox),
-        owner=f"{socket.gethostname()}:{os.getpid()}",
+        owner=owner.this_process(),
         lease_seconds=settings.lease_seconds,
     )
     runner = CompressionRunner(
@@ -46,7 +44,10 @@ def build(settings: CompressorSettings) -> Service:
         evaluation_tokens=settings.evaluation_tokens,
         ring=relay.ring,
     )
-    workers = [Worker(f"worker-{n}", store, runner.perform) for n in range(settings.concurrency)]
+    workers = [
+        Worker(f"worker-{number}", store, runner.perform, settings.lease_seconds)
+        for number in range(settings.concurrency)
+    ]
 
     def ring_workers() -> None:
         for worker in workers:

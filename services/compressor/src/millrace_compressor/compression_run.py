@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ from millrace_compressor.domain import (
     Verdict,
     utc_now,
 )
-from millrace_runtime import telemetry, work
+from millrace_runtime import storage, telemetry, work
 from millrace_runtime.content import ContentOutsideRoot, ContentStore
 from millrace_runtime.leases import Lease
 from millrace_runtime.manifest import ManifestError
@@ -56,6 +56,7 @@ class Runs(Protocol):
     def start(self, lease: Lease) -> Compression: ...
     def record_progress(self, lease: Lease, progress: Progress) -> None: ...
     def count_attempt(self, lease: Lease) -> int: ...
+    def put_off(self, lease: Lease, failure: Failure, wait: timedelta) -> None: ...
     def succeed(
         self, lease: Lease, artifact: Content, measurements: Measurements, verdict: Verdict
     ) -> Compression: ...
@@ -128,8 +129,8 @@ class CompressionRunner:
 
         try:
             spec = self._spec(compression)
-        except (ManifestError, ContentOutsideRoot) as error:
-            return JobFailure("CHECKPOINT_INVALID", str(error))
+        except (ManifestError, ContentOutsideRoot, OSError) as error:
+            return work.content_failure(error)
         return self._run_job(JOB_MODULE, spec, self._scratch / compression.id, on_message, stop)
 
     def _spec(self, compression: Compression) -> dict[str, Any]:
@@ -160,6 +161,9 @@ class CompressionRunner:
         self._ring()
 
     def _fail(self, lease: Lease, failure: Failure) -> None:
+        if failure.reason in storage.REASONS:
+            self._compressions.put_off(lease, failure, storage.RETRY_WAIT)
+            return
         attempts = self._compressions.count_attempt(lease)
         if failure.reason in RETRIED_REASONS and attempts < MAXIMUM_ATTEMPTS:
             raise CompressionCrashed(f"{lease.id}: {failure.reason}: {failure.message}")

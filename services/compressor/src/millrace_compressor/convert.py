@@ -81,7 +81,8 @@ def order_from_proto(request: service_pb2.CreateCompressionRequest) -> Order:
 
 
 def targets_of(deployment: registry_pb2.Deployment) -> tuple[Target, ...]:
-    return tuple(_TARGET_OF[number] for number in deployment.targets)
+    """Those that this compressor knows: a newer registry may offer more."""
+    return tuple(_TARGET_OF[number] for number in deployment.targets if number in _TARGET_OF)
 
 
 def compression_to_proto(compression: Compression) -> service_pb2.Compression:

@@ -37,7 +37,7 @@ class Failure:
 
 
 CANCELLED = Failure("CANCELLED", "cancelled by its user")
-SUPERSEDED = Failure("SUPERSEDED", "a newer checkpoint of the model came before its turn")
+SUPERSEDED = Failure("SUPERSEDED", "a newer checkpoint of its run came before its turn")
 
 
 @dataclass(frozen=True)

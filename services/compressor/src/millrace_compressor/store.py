@@ -35,6 +35,8 @@ RecordFact = Callable[[Connection, Compression], None]
 """Adds the fact that an ended compression is to a transaction."""
 
 EVERY_TENANT = "-"
+_BY_HAND = ""
+"""In place of a deployment: a person asked for the compression."""
 _UNFINISHED = (State.QUEUED, State.RUNNING)
 
 
@@ -79,7 +81,7 @@ class CompressionStore:
             names.new_id("compression"), order, telemetry.current_traceparent(), self._now()
         )
         connection.execute(_insert(connection, COMPRESSIONS, compression_values(compression)))
-        self._supersede_older(connection, order)
+        self._supersede_overtaken(connection, order)
         row = connection.execute(
             select(COMPRESSIONS).where(
                 COMPRESSIONS.c.tenant == order.tenant,
@@ -90,18 +92,28 @@ class CompressionStore:
         ).one()
         return compression_of(row)
 
-    def _supersede_older(self, connection: Connection, order: Order) -> None:
-        """A machine that cannot keep up compresses the newest checkpoint, not the oldest."""
-        older = (
+    def _supersede_overtaken(self, connection: Connection, order: Order) -> None:
+        """A machine that cannot keep up compresses a run's newest checkpoint, not its oldest.
+
+        Also where the older one is told of later: the order of facts says nothing.
+        """
+        of_run = (
+            (COMPRESSIONS.c.tenant == order.tenant)
+            & (COMPRESSIONS.c.target == order.target.value)
+            & COMPRESSIONS.c.checkpoint_name.startswith(_siblings(order), autoescape=True)
+        )
+        newest = select(func.max(COMPRESSIONS.c.checkpoint_step)).where(of_run).scalar_subquery()
+        overtaken = (
             update(COMPRESSIONS)
-            .where(COMPRESSIONS.c.tenant == order.tenant)
-            .where(COMPRESSIONS.c.model == order.checkpoint.model)
-            .where(COMPRESSIONS.c.target == order.target.value)
+            .where(of_run, COMPRESSIONS.c.checkpoint_step < newest)
             .where(COMPRESSIONS.c.state == State.QUEUED.value)
             .where(COMPRESSIONS.c.checkpoint_final.is_(False))
-            .where(COMPRESSIONS.c.checkpoint_step < order.checkpoint.step)
+            .where(COMPRESSIONS.c.deployment != _BY_HAND)
+            # A worker may have claimed one and not started it yet.
+            .values(epoch=COMPRESSIONS.c.epoch + 1, lease_owner=None, lease_expires=None)
+            .values(**self._ended(State.CANCELLED, SUPERSEDED))
         )
-        connection.execute(older.values(**self._ended(State.CANCELLED, SUPERSEDED)))
+        connection.execute(overtaken)
 
     def get(self, tenant: str, id: str) -> Compression | None:
         query = select(COMPRESSIONS).where(COMPRESSIONS.c.tenant == tenant, COMPRESSIONS.c.id == id)
@@ -166,8 +178,13 @@ class CompressionStore:
 
     def start(self, lease: Lease) -> Compression:
         """The compression begins, or begins again; its first start is remembered."""
-        start_time = func.coalesce(COMPRESSIONS.c.start_time, self._now())
-        return self._write(lease, state=State.RUNNING.value, start_time=start_time)
+        values: dict[str, Any] = {
+            "state": State.RUNNING.value,
+            "start_time": func.coalesce(COMPRESSIONS.c.start_time, self._now()),
+            "failure_reason": None,
+            "failure_message": None,
+        }
+        return self._write(lease, **values)
 
     def record_progress(self, lease: Lease, progress: Progress) -> None:
         self._write(lease, progress=asdict(progress))
@@ -180,6 +197,12 @@ class CompressionStore:
             leases.require_held(connection.execute(fenced.values(attempts=attempts)), lease)
             query = select(COMPRESSIONS.c.attempts).where(COMPRESSIONS.c.id == lease.id)
             return int(connection.execute(query).scalar_one())
+
+    def put_off(self, lease: Lease, failure: Failure, wait: timedelta) -> None:
+        """Let the compression wait, and show why. Ends the lease."""
+        self._write(lease, failure_reason=failure.reason, failure_message=failure.message)
+        with self._database.transaction() as connection:
+            leases.put_off(connection, COMPRESSIONS, lease, self._now() + wait)
 
     def succeed(
         self, lease: Lease, artifact: Content, measurements: Measurements, verdict: Verdict
@@ -219,3 +242,8 @@ def _insert(connection: Connection, table: Any, values: dict[str, Any]) -> Any:
     """An INSERT that changes nothing when a row with the same natural key is there."""
     upsert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     return upsert(table).values(**values).on_conflict_do_nothing()
+
+
+def _siblings(order: Order) -> str:
+    """How the names of all checkpoints of an order's run begin."""
+    return order.checkpoint.name.rpartition("/")[0] + "/"

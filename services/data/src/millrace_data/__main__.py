@@ -1,7 +1,5 @@
 """The data service: uploaded files, and the datasets that are built from them."""
 
-import os
-import socket
 from pathlib import Path
 
 from millrace_data.api import SERVICE_NAME, DataServicer
@@ -12,7 +10,7 @@ from millrace_data.file_bytes import FileBytes
 from millrace_data.schema import OUTBOX
 from millrace_data.settings import DataSettings
 from millrace_data.store import DatasetStore, FileStore
-from millrace_runtime import hosting
+from millrace_runtime import hosting, owner
 from millrace_runtime.bus import Consumer
 from millrace_runtime.content import ContentStore
 from millrace_runtime.database import migrate, open_database
@@ -37,7 +35,7 @@ def build(settings: DataSettings) -> Service:
     datasets = DatasetStore(
         database,
         FactRecorder(outbox),
-        owner=f"{socket.gethostname()}:{os.getpid()}",
+        owner=owner.this_process(),
         lease_seconds=settings.lease_seconds,
     )
     builder = DatasetBuilder(
@@ -50,7 +48,10 @@ def build(settings: DataSettings) -> Service:
         ring=relay.ring,
     )
     numbers = range(settings.concurrency)
-    workers = [Worker(f"builder-{number}", datasets, builder.perform) for number in numbers]
+    workers = [
+        Worker(f"builder-{number}", datasets, builder.perform, settings.lease_seconds)
+        for number in numbers
+    ]
     file_app = FileApp(files, stored, ring=relay.ring)
     dataset_app = DatasetApp(
         datasets, files, ring=relay.ring, ring_builders=[worker.ring for worker in workers]

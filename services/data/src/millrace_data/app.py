@@ -102,7 +102,7 @@ class FileApp:
         Raises:
             InvalidArgument: FILE_TOO_LARGE, FILE_EMPTY, INVALID_FILE (naming line and field).
             AlreadyExists: the request id was used for another file.
-            ResourceExhausted: STORAGE_FULL.
+            OSError: the disk is full or fails.
         """
         with self._bytes.staged(chunks) as staged:
             examples = check_examples(staged, filename) if purpose == FilePurpose.FINE_TUNE else 0

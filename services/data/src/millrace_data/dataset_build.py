@@ -14,6 +14,7 @@ from millrace_data.domain import (
     Content,
     Dataset,
     Failure,
+    File,
     FileSet,
     Progress,
     Recipe,
@@ -21,7 +22,7 @@ from millrace_data.domain import (
     may_retry,
     utc_now,
 )
-from millrace_runtime import manifest, telemetry, work
+from millrace_runtime import manifest, storage, telemetry, work
 from millrace_runtime.content import ContentStore
 from millrace_runtime.errors import FailedPrecondition
 from millrace_runtime.leases import Lease
@@ -59,6 +60,7 @@ class Builds(Protocol):
     def start(self, lease: Lease) -> Dataset: ...
     def record_progress(self, lease: Lease, progress: Progress) -> None: ...
     def count_attempt(self, lease: Lease) -> int: ...
+    def put_off(self, lease: Lease, failure: Failure, wait: timedelta) -> None: ...
     def succeed(self, lease: Lease, built: BuiltDataset) -> Dataset: ...
     def fail(self, lease: Lease, failure: Failure) -> Dataset: ...
     def count_by_state(self) -> dict[str, int]: ...
@@ -127,6 +129,8 @@ class DatasetBuilder:
             source = self._source(dataset)
         except FailedPrecondition as error:
             return JobFailure(error.reason, str(error))
+        except OSError as error:
+            return work.content_failure(error)
         spec = {
             "dataset_id": dataset.id,
             "output_path": str(self._content.working_path(f"{_FOLDER}/{dataset.id}")),
@@ -152,8 +156,15 @@ class DatasetBuilder:
                     f"file {id} was deleted before the dataset was built",
                     reason="FILE_NOT_FOUND",
                 )
-            inputs.append({"path": str(self._bytes.open(file.content)), "name": file.filename})
+            inputs.append({"path": str(self._verified(file)), "name": file.filename})
         return {"kind": "files", "files": inputs}
+
+    def _verified(self, file: File) -> Path:
+        try:
+            return self._bytes.open(file.content)
+        except FailedPrecondition as error:
+            message = f"{file.filename} ({file.id}): {error}"
+            raise FailedPrecondition(message, reason=error.reason) from error
 
     def _succeed(self, lease: Lease, result: Mapping[str, Any]) -> None:
         uri = self._content.publish(Path(result["path"]))
@@ -161,6 +172,9 @@ class DatasetBuilder:
         self._ring()
 
     def _fail(self, lease: Lease, failure: Failure) -> None:
+        if failure.reason in storage.REASONS:
+            self._datasets.put_off(lease, failure, storage.RETRY_WAIT)
+            return
         attempts = self._datasets.count_attempt(lease)
         if may_retry(failure, attempts):
             raise BuildCrashed(f"{lease.id}: {failure.reason}: {failure.message}")

@@ -4,7 +4,6 @@ A file lies at ``files/<sha256>`` of the content store, whoever uploaded it. Byt
 in are in ``files/.tmp-…`` beside it, so that putting them in place is one rename.
 """
 
-import errno
 import hashlib
 import os
 import time
@@ -15,8 +14,8 @@ from pathlib import Path
 
 from millrace_data.app import StagedFile
 from millrace_data.domain import Content
-from millrace_runtime.content import ContentStore
-from millrace_runtime.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
+from millrace_runtime.content import ContentOutsideRoot, ContentStore
+from millrace_runtime.errors import FailedPrecondition, InvalidArgument
 from millrace_runtime.manifest import TEMPORARY_PREFIX, ManifestMismatch, fsync_path
 
 CHUNK_BYTES = 256 * 1024
@@ -36,13 +35,12 @@ class FileBytes:
 
         Raises:
             InvalidArgument: FILE_TOO_LARGE, FILE_EMPTY.
-            ResourceExhausted: STORAGE_FULL.
+            OSError: the disk is full or fails (``millrace_runtime.storage``); nothing is kept.
         """
         name = f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
         path = self._content.working_path(f"{_FOLDER}/{name}")
         try:
-            with storage_full_is_an_answer():
-                yield self._take_in(path, chunks)
+            yield self._take_in(path, chunks)
         finally:
             path.unlink(missing_ok=True)
 
@@ -91,7 +89,7 @@ class FileBytes:
         """
         try:
             return self._content.file(content.uri, content.digest)
-        except ManifestMismatch as error:
+        except (ManifestMismatch, ContentOutsideRoot) as error:
             raise FailedPrecondition(
                 f"the stored bytes are no longer those that were uploaded ({content.digest}); "
                 "upload the file again",
@@ -115,19 +113,3 @@ class FileBytes:
 
     def _relative(self, digest: str) -> str:
         return f"{_FOLDER}/{digest.removeprefix('sha256:')}"
-
-
-@contextmanager
-def storage_full_is_an_answer() -> Iterator[None]:
-    """
-    Raises:
-        ResourceExhausted: STORAGE_FULL, in place of the operating system's error.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise ResourceExhausted(
-            "the service's disk is full; try again when there is room", reason="STORAGE_FULL"
-        ) from error

@@ -32,7 +32,7 @@ from millrace_data.domain import (
 from millrace_data.rows import dataset_of, dataset_values, file_of, file_values
 from millrace_data.schema import DATASETS, FILES, STORED_BYTES
 from millrace_runtime import idempotency, leases
-from millrace_runtime.database import Database
+from millrace_runtime.database import Database, hold_locks
 from millrace_runtime.errors import Aborted
 from millrace_runtime.leases import Lease
 
@@ -138,9 +138,11 @@ class FileStore:
         """Call ``remove`` and forget ``digest``, unless a file needs it; say whether it did.
 
         ``remove`` runs inside the transaction: an upload of the same bytes waits for it, and
-        then puts them in place again.
+        then puts them in place again. So a removal that is stopped keeps its lock: what it
+        removes once it goes on must not be what came after it.
         """
         with self._database.transaction() as connection:
+            hold_locks(connection)
             row = STORED_BYTES.c.digest == digest
             locked = connection.execute(select(STORED_BYTES).where(row).with_for_update()).first()
             used = connection.execute(select(_is_used(digest))).scalar_one()
@@ -267,8 +269,9 @@ class DatasetStore:
             leases.release(connection, DATASETS, lease)
 
     def start(self, lease: Lease) -> Dataset:
-        """The build begins, or begins again."""
-        return self._write(lease, state=WorkState.RUNNING)
+        """The build begins, or begins again; what kept it from going on is shown no more."""
+        values = {"failure_reason": None, "failure_message": None}
+        return self._write(lease, state=WorkState.RUNNING, **values)
 
     def record_progress(self, lease: Lease, progress: Progress) -> None:
         self._write(lease, progress=asdict(progress))
@@ -276,6 +279,12 @@ class DatasetStore:
     def count_attempt(self, lease: Lease) -> int:
         """One more build has crashed; how many that makes."""
         return self._write(lease, attempts=DATASETS.c.attempts + 1).attempts
+
+    def put_off(self, lease: Lease, failure: Failure, wait: timedelta) -> None:
+        """Let the build wait, and show why. Ends the lease."""
+        self._write(lease, failure_reason=failure.reason, failure_message=failure.message)
+        with self._database.transaction() as connection:
+            leases.put_off(connection, DATASETS, lease, self._now() + wait)
 
     def succeed(self, lease: Lease, built: BuiltDataset) -> Dataset:
         values = asdict(built) | asdict(built.content)

@@ -3,10 +3,15 @@
 In this order: a server span continues the client's trace, the key is asked for (only the paths
 in ``OPEN_PATHS`` need none), the body's size is bounded, the handler runs, and the request is
 counted and timed. What nobody expected is logged and answered in the API's own error shape.
+
+While the gateway drains every answer closes its connection: the client's next request goes to
+whoever follows. What is not answered by the end of the drain is, with an error.
 """
 
+import asyncio
 import logging
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import HTTPException, Response
@@ -18,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from millrace_gateway.app import KeyRing, bearer
 from millrace_gateway.rest import errors
 from millrace_runtime import names, telemetry
-from millrace_runtime.errors import MillraceError
+from millrace_runtime.errors import MillraceError, Unavailable
 
 LOG = logging.getLogger(__name__)
 
@@ -36,18 +41,27 @@ _SECONDS = Histogram(
 _METHODS = frozenset(("GET", "POST", "PATCH", "PUT", "DELETE", "HEAD", "OPTIONS"))
 
 
+@dataclass(frozen=True)
+class Limits:
+    """The largest request body, and the largest file that an upload may carry beside."""
+
+    body_bytes: int
+    file_bytes: int
+
+
 class Edge:
     """The outermost middleware."""
 
     def __init__(
-        self, app: ASGIApp, key_ring: KeyRing, maximum_body_bytes: int, maximum_file_bytes: int
+        self, app: ASGIApp, key_ring: KeyRing, limits: Limits, draining: asyncio.Event
     ) -> None:
         self._app = app
         self._key_ring = key_ring
-        self._maximum_body_bytes = maximum_body_bytes
-        self._maximum_file_bytes = maximum_file_bytes
+        self._limits = limits
+        self._draining = draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        send = _closing_when(self._draining, send)
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
             await self._app(scope, receive, send)
             return
@@ -75,6 +89,10 @@ class Edge:
             await self._app(scope, self._bounded(scope, receive), exchange.send)
         except MillraceError as error:
             await exchange.reply(scope, receive, errors.response(error))
+        except asyncio.CancelledError:
+            if self._draining.is_set():
+                await exchange.reply(scope, receive, errors.response(restarting()))
+            raise
         except Exception as error:  # a fault of ours, said in the client's own shape
             if not exchange.status:  # else it came from a handler, and is logged
                 LOG.exception("%s %s failed", scope["method"], scope["path"])
@@ -85,7 +103,7 @@ class Edge:
         """``receive``, refusing more than the limit: what is sent counts, not what is said."""
         is_upload = scope["method"] == "POST" and scope["path"] == _UPLOAD_PATH
         # A form is a little larger than the file in it.
-        limit = self._maximum_body_bytes + (self._maximum_file_bytes if is_upload else 0)
+        limit = self._limits.body_bytes + (self._limits.file_bytes if is_upload else 0)
         received = 0
 
         async def bounded() -> Message:
@@ -97,6 +115,23 @@ class Edge:
             return message
 
         return bounded
+
+
+def restarting() -> Unavailable:
+    """What a request is told that outlives the drain."""
+    return Unavailable(
+        "the gateway was restarted before the answer was complete; send the request again",
+        reason="GATEWAY_RESTARTING",
+    )
+
+
+def _closing_when(draining: asyncio.Event, send: Send) -> Send:
+    async def closing(message: Message) -> None:
+        if message["type"] == "http.response.start" and draining.is_set():
+            MutableHeaders(scope=message)["connection"] = "close"
+        await send(message)
+
+    return closing
 
 
 class _Exchange:

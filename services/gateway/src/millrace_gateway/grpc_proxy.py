@@ -151,8 +151,7 @@ class Proxy(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # of bytes, both
             reference = await checkpoint_reference(self._services, request.checkpoint.name)
             request.checkpoint.CopyFrom(reference)
         check(request)
-        passed: bytes = request.SerializeToString()
-        return passed
+        return _identified(request)
 
     async def _authenticate(self, context: Any) -> Principal:
         metadata = dict(context.invocation_metadata() or ())
@@ -240,7 +239,18 @@ async def _checked_stream(
         except MillraceError as error:
             mistakes.append(error)
             raise
-        yield content
+        yield _identified(request.header, request) if request.HasField("header") else content
+
+
+def _identified(request: Any, message: Message | None = None) -> bytes:
+    """``message``, or ``request`` itself, encoded; ``request`` is given an id if it has none.
+
+    With one it can be passed on twice and is carried out once: a service may be restarted.
+    """
+    if "request_id" in request.DESCRIPTOR.fields_by_name and not request.request_id:
+        request.request_id = names.new_id("request")
+    encoded: bytes = (message or request).SerializeToString()
+    return encoded
 
 
 def _parse(request_class: type[Message], content: bytes) -> Any:

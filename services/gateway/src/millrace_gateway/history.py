@@ -93,10 +93,12 @@ class History:
     def __init__(self, heartbeat_seconds: float) -> None:
         self._heartbeat_seconds = heartbeat_seconds
         self._client: Client | None = None
+        self.attached = asyncio.Event()
 
     def attach(self, client: Client) -> None:
         """Say through which connection to read, once there is one."""
         self._client = client
+        self.attached.set()
 
     def read(
         self, selection: Selection, after: Position | None, follow: bool

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI, Request, Response
@@ -10,12 +11,13 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
-from millrace_gateway.edge import Edge
+from millrace_gateway.edge import Edge, Limits
 from millrace_gateway.rest import (
     chat,
     completions,
     compressions,
     datasets,
+    dead_letters,
     deployments,
     errors,
     events,
@@ -42,6 +44,7 @@ _NOUNS = (
     deployments,
     rollouts,
     events,
+    dead_letters,
     keys,
 )
 _DESCRIPTION = "The whole life of a language model. OpenAI clients work unchanged under /v1."
@@ -66,7 +69,8 @@ def create_app(gateway: Gateway) -> ASGIApp:
     for noun in _NOUNS:
         app.include_router(noun.ROUTER)
     _require_keys_in_document(app)
-    return Edge(app, gateway.key_ring, gateway.maximum_body_bytes, gateway.maximum_file_bytes)
+    limits = Limits(gateway.maximum_body_bytes, gateway.maximum_file_bytes)
+    return Edge(app, gateway.key_ring, limits, gateway.draining)
 
 
 def _version() -> str:
@@ -95,10 +99,11 @@ def _add_probes(app: FastAPI) -> None:
             ready = False
         if not ready:
             return JSONResponse({"status": "database does not answer"}, status_code=503)
-        return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "ok", "pid": os.getpid()})
 
     @app.get("/metrics", include_in_schema=False)
-    async def metrics() -> Response:
+    async def metrics(request: Request) -> Response:
+        await asyncio.to_thread(request.app.state.gateway.measure)
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 

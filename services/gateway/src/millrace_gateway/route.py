@@ -120,10 +120,12 @@ class RouteTable:
         self.revision = -1
         self._routes: dict[tuple[str, str], Route] = {}
         self._changed = asyncio.Event()
+        self.known = asyncio.Event()
 
     def replace(self, revision: int, routes: Sequence[Route]) -> None:
         self.revision = revision
         self._routes = {(route.tenant, route.model): route for route in routes}
+        self.known.set()
         self._changed.set()
         self._changed = asyncio.Event()
 

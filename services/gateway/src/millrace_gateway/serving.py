@@ -6,15 +6,14 @@ calls in flight end within the drain time, and stops.
 """
 
 import asyncio
-import contextlib
 import logging
 import signal
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import grpc
 import grpc.aio
-import uvicorn
 from grpc_health.v1 import _async as health_aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -22,24 +21,27 @@ from opentelemetry.instrumentation.grpc import aio_server_interceptor
 from prometheus_client import Gauge
 
 from millrace.registry.v1 import service_pb2 as registry_pb2
-from millrace_gateway import convert, grpc_proxy, upstream
+from millrace_gateway import convert, edge, grpc_proxy, upstream
 from millrace_gateway.answers import AnswerCounts
 from millrace_gateway.app import KeyRing, Keys
 from millrace_gateway.generation import Generator
 from millrace_gateway.history import History
 from millrace_gateway.http import create_app
+from millrace_gateway.letters import Letters
 from millrace_gateway.rest.caller import Gateway
+from millrace_gateway.rest_server import RestServer
 from millrace_gateway.route import RouteTable
 from millrace_gateway.settings import GatewaySettings
 from millrace_gateway.triton import TritonEngine
 from millrace_runtime import bus
 from millrace_runtime.errors import MillraceError
-from millrace_runtime.hosting import NATS_CONNECTED
+from millrace_runtime.hosting import NATS_CONNECTED, inherited
 from millrace_runtime.relay import Relay
 
 LOG = logging.getLogger(__name__)
 
 _THREADS = 32
+_INFORMED_SECONDS = 3.0
 _RECONNECT_SECONDS = 0.5
 _REPORT_SECONDS = 0.5
 _REPORT_RETRY_SECONDS = 2.0
@@ -66,6 +68,7 @@ async def serve(
     routes = RouteTable()
     engine = TritonEngine(settings.generation_seconds, settings.engine_silence_seconds)
     history = History(settings.event_heartbeat_seconds)
+    letters = Letters()
     generator = Generator(routes, engine, settings.maximum_generations)
     gateway = Gateway(
         upstream=services,
@@ -73,18 +76,21 @@ async def serve(
         key_ring=key_ring,
         generator=generator,
         history=history,
+        letters=letters,
         is_ready=is_ready,
+        measure=relay.measure,
         maximum_body_bytes=settings.maximum_body_bytes,
         maximum_file_bytes=settings.maximum_file_bytes,
     )
-    rest = _rest_server(settings, gateway)
-    rpc, state = await _start_rpc(settings, channels, services, key_ring, keys)
-    serving = asyncio.create_task(rest.serve())
     background = [
-        asyncio.create_task(_run_bus(settings, relay, history)),
+        asyncio.create_task(_run_bus(settings, relay, history, letters)),
         asyncio.create_task(watch_routes(services, routes)),
         asyncio.create_task(report_answers(services, generator.answers)),
     ]
+    await _until_informed(routes, history)
+    rest = RestServer(create_app(gateway), settings.http_address, settings.drain_seconds)
+    rpc, state = await _start_rpc(settings, channels, services, key_ring, keys)
+    serving = asyncio.create_task(rest.serve(inherited(settings)))
     LOG.info("gateway answers REST at %s", settings.http_address)
     LOG.info("gateway answers gRPC at %s", settings.grpc_address)
     stopping = asyncio.create_task(stop.wait())
@@ -92,8 +98,12 @@ async def serve(
     LOG.info("gateway drains")
     gateway.draining.set()
     rest.should_exit = True
+    ending = asyncio.get_running_loop().call_later(
+        settings.drain_seconds, engine.break_off, edge.restarting()
+    )
     await state.enter_graceful_shutdown()
     await asyncio.gather(rpc.stop(settings.drain_seconds), serving)
+    ending.cancel()
     for task in (stopping, *background):
         task.cancel()
     await asyncio.gather(*background, return_exceptions=True)
@@ -107,6 +117,16 @@ def stop_on_signals(stop: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+
+
+async def _until_informed(routes: RouteTable, history: History) -> None:
+    """Wait for the first routes and for NATS, so that the first request is answered like any.
+
+    Without them much can be answered still: after ``_INFORMED_SECONDS`` the gateway begins.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_INFORMED_SECONDS):
+            await asyncio.gather(routes.known.wait(), history.attached.wait())
 
 
 async def watch_routes(services: upstream.Upstream, routes: RouteTable) -> None:
@@ -139,9 +159,12 @@ async def report_answers(services: upstream.Upstream, counts: AnswerCounts) -> N
         await asyncio.sleep(_REPORT_SECONDS if heard else _REPORT_RETRY_SECONDS)
 
 
-async def _run_bus(settings: GatewaySettings, relay: Relay, history: History) -> None:
+async def _run_bus(
+    settings: GatewaySettings, relay: Relay, history: History, letters: Letters
+) -> None:
     client = await bus.connect_patiently(settings.nats_url, "gateway")
     NATS_CONNECTED.set_function(lambda: 1.0 if client.is_connected else 0.0)
+    letters.attach(client)
     history.attach(client)
     try:
         await relay.run(client)
@@ -157,7 +180,8 @@ async def _start_rpc(
     keys: Keys,
 ) -> tuple[grpc.aio.Server, health_aio.HealthServicer]:
     server = grpc.aio.server(
-        interceptors=[aio_server_interceptor()], options=[("grpc.so_reuseport", 0)]
+        interceptors=[aio_server_interceptor()],
+        options=[("grpc.so_reuseport", int(settings.share_ports))],
     )
     server.add_generic_rpc_handlers([grpc_proxy.Proxy(channels, services, key_ring, keys)])
     state = health_aio.HealthServicer()
@@ -171,23 +195,3 @@ async def _start_rpc(
     for name in ("", *names):
         await state.set(name, health_pb2.HealthCheckResponse.SERVING)
     return server, state
-
-
-def _rest_server(settings: GatewaySettings, gateway: Gateway) -> uvicorn.Server:
-    host, port = settings.http_address.rsplit(":", 1)
-    config = uvicorn.Config(
-        create_app(gateway),
-        host=host,
-        port=int(port),
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
-    )
-    server = uvicorn.Server(config)
-    # uvicorn must not take the signals: stopping is the service's decision.
-    server.capture_signals = contextlib.nullcontext  # type: ignore[assignment,method-assign]
-    return server

@@ -17,7 +17,7 @@ import grpc
 import grpc.aio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from millrace_runtime.errors import InvalidArgument
+from millrace_runtime.errors import InvalidArgument, Unavailable
 
 _LENGTH = struct.Struct("<I")  # what stands before each element of a BYTES tensor
 _COUNT = struct.Struct("<i")
@@ -79,6 +79,7 @@ class Engine(Protocol):
         Raises:
             InvalidArgument: the engine refuses the request.
             EngineFailed: it cannot answer it.
+            Unavailable: it was broken off from our side.
         """
         ...
 
@@ -91,6 +92,7 @@ class TritonEngine:
         self._silence_seconds = silence_seconds
         self._stubs: dict[str, Any] = {}
         self._channels: list[grpc.aio.Channel] = []
+        self._watches: set[_Watch] = set()
 
     async def generate(self, endpoint: str, request: EngineRequest) -> AsyncIterator[Delta]:
         metadata = [_STATUS_CODES]
@@ -100,6 +102,7 @@ class TritonEngine:
             metadata=metadata, timeout=self._deadline_seconds
         )
         watch = _Watch(call, self._silence_seconds)
+        self._watches.add(watch)
         try:
             await call.write(_message(request))
             await call.done_writing()
@@ -117,8 +120,14 @@ class TritonEngine:
                 watch.check()
             raise
         finally:
+            self._watches.discard(watch)
             watch.stop()
             call.cancel()  # does nothing to a call that has ended
+
+    def break_off(self, reason: Unavailable) -> None:
+        """End every generation in progress with ``reason``; the engine is not to blame."""
+        for watch in self._watches:
+            watch.give_up(reason)
 
     async def close(self) -> None:
         for channel in self._channels:
@@ -143,16 +152,20 @@ class _Watch:
         self._silence_seconds = silence_seconds
         self._loop = asyncio.get_running_loop()
         self._last_seconds = self._loop.time()
-        self._gave_up = False
+        self._reason: Exception | None = None
         self._timer = self._loop.call_later(silence_seconds, self._look)
 
     def heard(self) -> None:
         self._last_seconds = self._loop.time()
 
     def check(self) -> None:
-        """Raise EngineFailed when the call was given up."""
-        if self._gave_up:
-            raise EngineFailed(f"the engine was silent for {self._silence_seconds:g} s")
+        """Raise the reason for which the call was given up, if it was."""
+        if self._reason is not None:
+            raise self._reason
+
+    def give_up(self, reason: Exception) -> None:
+        self._reason = reason
+        self._call.cancel()
 
     def stop(self) -> None:
         self._timer.cancel()
@@ -162,8 +175,7 @@ class _Watch:
         if self._loop.time() < due_seconds:
             self._timer = self._loop.call_at(due_seconds, self._look)
         else:
-            self._gave_up = True
-            self._call.cancel()
+            self.give_up(EngineFailed(f"the engine was silent for {self._silence_seconds:g} s"))
 
 
 def _message(request: EngineRequest) -> Any:

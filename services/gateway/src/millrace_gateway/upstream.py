@@ -22,6 +22,7 @@ from millrace.data.v1.service_pb2_grpc import DataServiceStub
 from millrace.registry.v1.service_pb2_grpc import RegistryServiceStub
 from millrace.trainer.v1.service_pb2_grpc import TrainerServiceStub
 from millrace.tuner.v1.service_pb2_grpc import TunerServiceStub
+from millrace_runtime import channel
 from millrace_runtime.errors import InvalidArgument, MillraceError, Unauthenticated, Unavailable
 from millrace_runtime.interceptors import TOKEN_HEADER, check
 from millrace_runtime.rich_status import from_rpc_error
@@ -37,8 +38,7 @@ STAGES = ("data", "trainer", "tuner", "compressor", "registry")
 DEADLINE_SECONDS = 10.0
 TRANSFER_DEADLINE_SECONDS = 600.0
 _OPTIONS: Sequence[tuple[str, Any]] = (
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.initial_reconnect_backoff_ms", 100),
+    *channel.OPTIONS,
     ("grpc.max_receive_message_length", 16 * 2**20),
 )
 

@@ -17,7 +17,7 @@ from millrace_registry.store import Catalogue
 from millrace_registry.triton import Triton
 from millrace_registry.triton_config import EngineSettings
 from millrace_registry.upstream import ArtifactReconciler
-from millrace_runtime import hosting, names
+from millrace_runtime import hosting, names, owner
 from millrace_runtime.bus import Consumer
 from millrace_runtime.content import ContentStore
 from millrace_runtime.database import migrate, open_database
@@ -41,7 +41,7 @@ def build(settings: RegistrySettings) -> Service:
         database,
         record,
         endpoint=endpoint,
-        owner=names.new_id("registry"),
+        owner=owner.this_process(),
         lease_seconds=settings.lease_seconds,
     )
     controller = Controller(

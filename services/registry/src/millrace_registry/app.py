@@ -39,7 +39,9 @@ class Catalogue(Protocol):
     def versions(
         self, tenant: str, model: str, before: Version | None, count: int
     ) -> list[Version]: ...
-    def register(self, version: Version, base_model: str, damage: str) -> Version | None: ...
+    def register(
+        self, version: Version, base_model: str, damage: str, is_by_hand: bool
+    ) -> Version | None: ...
     def quarantine(self, tenant: str, model: str, number: int, reason: str) -> Version | None: ...
     def add_deployment(self, deployment: Deployment, request: RequestKey) -> Deployment: ...
     def deployment(self, tenant: str, id: str) -> Deployment | None: ...
@@ -99,8 +101,12 @@ class RegistryApp:
         measurements: Mapping[str, Any],
         base_model: str,
         traceparent: str,
+        is_by_hand: bool = False,
     ) -> None:
-        """An artifact that passed its gate becomes a version, with a rollout to it. Once."""
+        """An artifact that passed its gate becomes a version, with a rollout to it. Once.
+
+        ``is_by_hand``: no deployment, but a person asked for it, whatever serves.
+        """
         if self._catalogue.version_of_compression(tenant, compression) is not None:
             return
         if self._catalogue.ensure_deployment(tenant, str(checkpoint["model"])) is None:
@@ -117,7 +123,7 @@ class RegistryApp:
             create_time=self._now(),
             traceparent=traceparent,
         )
-        self._catalogue.register(version, base_model, self._damage(artifact))
+        self._catalogue.register(version, base_model, self._damage(artifact), is_by_hand)
         self._ring()
         self._ring_controller()
 

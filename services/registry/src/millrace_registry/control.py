@@ -5,12 +5,11 @@ next steps of every rollout (``rollout.py``). So it does not matter what was mis
 that restarted empty is loaded again, a version that should not be there is taken out.
 """
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Protocol
 
 from prometheus_client import Gauge, Histogram
 
@@ -27,11 +26,13 @@ from millrace_registry.domain import (
     triton_model_name,
     utc_now,
 )
+from millrace_registry.guarded import GuardedRepository, GuardedTriton, ModelControl
+from millrace_registry.health import Asked, Health
 from millrace_registry.repository import ModelRepository, read_interface
 from millrace_registry.routing import route_of_model
 from millrace_registry.transitions import RolloutChanged
 from millrace_registry.triton import Loaded, LoadFailed, TritonUnavailable
-from millrace_runtime import telemetry
+from millrace_runtime import storage, telemetry
 from millrace_runtime.content import ContentOutsideRoot, ContentStore
 from millrace_runtime.manifest import ManifestError
 
@@ -44,6 +45,7 @@ _REPAIR_SECONDS = 1.0
 _FAILED_CHECKS = 3
 _TRAFFIC_KEPT = timedelta(days=1)
 _TIDY_SECONDS = 3600.0
+_BREAK = timedelta(seconds=30)  # between two looks: what was not watched says nothing
 
 _READY = Gauge("millrace_versions_ready", "Versions that answered on Triton.")
 _SETTLE_SECONDS = Histogram(
@@ -53,44 +55,9 @@ _SETTLE_SECONDS = Histogram(
     buckets=(1, 2, 5, 10, 20, 40, 80, 160, 320),
 )
 
+_DAMAGED = (ManifestError, ContentOutsideRoot, FileNotFoundError)
+
 Key = tuple[str, int]  # (model's name on Triton, version)
-
-
-class ModelControl(Protocol):
-    """One Triton endpoint (``triton.Triton``)."""
-
-    def index(self) -> Mapping[Key, Loaded]: ...
-    def load(self, model: str) -> None: ...
-    def unload(self, model: str) -> None: ...
-    def ask(self, model: str, version: int, prompt: str) -> str: ...
-
-
-@dataclass
-class Health:
-    """What is known of a version on Triton.
-
-    Attributes:
-        answered_at: monotonic seconds of its last answer; 0 before the first.
-        failed_checks: questions in a row that it did not answer.
-        error: why it cannot serve; empty while it may.
-        retry_at: monotonic seconds before which it is not loaded again.
-    """
-
-    answered_at: float = 0.0
-    failed_checks: int = 0
-    error: str = ""
-    retry_at: float = 0.0
-
-
-@dataclass
-class Asked:
-    """The controller's own questions, counted as a gateway counts its requests."""
-
-    counters: dict[tuple[str, str, int], Traffic] = field(default_factory=dict)
-
-    def count(self, key: tuple[str, str, int], failed: bool) -> None:
-        before = self.counters.get(key, Traffic())
-        self.counters[key] = Traffic(before.requests + 1, before.failures + int(failed))
 
 
 class Controller:
@@ -111,8 +78,8 @@ class Controller:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
-        self._triton = triton
-        self._repository = repository
+        self._triton = GuardedTriton(triton, store.require)
+        self._repository = GuardedRepository(repository, store.require)
         self._content = content
         self._endpoint = endpoint
         self._life = life
@@ -123,6 +90,7 @@ class Controller:
         self._health: dict[Key, Health] = {}
         self._asked = Asked()
         self._watched_since: datetime | None = None
+        self._looked_until: datetime | None = None
         self._tidied_at: float | None = None
 
     def look(self) -> None:
@@ -131,6 +99,15 @@ class Controller:
         Raises:
             LeaseLost: another registry took over amid the look.
         """
+        now = self._now()
+        if self._looked_until is not None and now - self._looked_until > _BREAK:
+            self._watched_since = None  # this process was stopped, or its machine asleep
+        try:
+            self._look()
+        finally:
+            self._looked_until = self._now()
+
+    def _look(self) -> None:
         index = self._index()
         if index is None:
             self._watched_since = None
@@ -142,7 +119,10 @@ class Controller:
                 self._advance(desired, found)
         wanted = self._desired()
         for desired in wanted:
-            self._bring_in(desired, index)
+            try:
+                self._bring_in(desired, index)
+            except OSError as error:
+                self._hinder(desired, error)
         index = self._triton.index()
         for desired in wanted:
             self._check(desired, index)
@@ -260,7 +240,11 @@ class Controller:
         name = _name(desired)
         kept = [v for v in desired.versions if self._is_wanted(v, index.get((name, v.number)))]
         missing = [v for v in kept if index.get((name, v.number), Loaded("", "")).state != "READY"]
-        kept = [v for v in kept if v not in missing or self._prepare(name, v)]
+        if missing or not self._repository.is_listed(name, [v.number for v in kept]):
+            # Triton is told to load: it reads the missing, and of the others each whose files
+            # are no longer those that it has read.
+            kept = [v for v in kept if self._prepare(name, v)]
+            missing = [v for v in missing if v in kept]
         if not kept:
             if any(
                 model == name and loaded.state == "READY" for (model, _), loaded in index.items()
@@ -279,18 +263,32 @@ class Controller:
         return not health.error or health.retry_at <= self._monotonic()
 
     def _prepare(self, name: str, version: Version) -> bool:
-        """Verify a version's artifact and put it where Triton finds it; False: it is damaged."""
+        """Verify a version's artifact and put it where Triton finds it; False: it is damaged.
+
+        Raises:
+            OSError: the disk is full or fails, which says nothing of the version.
+        """
         try:
             artifact = self._content.directory(version.artifact.uri, version.artifact.digest)
             if version.interface is None:
                 self._store.learn_interface(version, read_interface(artifact))
-        except (ManifestError, ContentOutsideRoot, OSError, ValueError, KeyError) as error:
+        except (*_DAMAGED, ValueError, KeyError) as error:
             LOG.error("%s is damaged: %s", version.name, error)
             self._store.quarantine(version, f"its artifact is damaged: {error}")
             self._ring()
             return False
         self._repository.add_version(name, version.number, artifact)
         return True
+
+    def _hinder(self, desired: Desired, error: OSError) -> None:
+        """The disk is at fault: what is loaded goes on, and what is being loaded waits."""
+        LOG.error("%s waits for the disk: %s", _name(desired), error)
+        self._watched_since = self._now()  # until now, silence said nothing of any version
+        reason = f"{storage.reason_of(error) or storage.ERROR}: waiting for the disk: {error}"
+        for found in desired.rollouts:
+            if found.state == RolloutState.LOADING and found.reason != reason:
+                with contextlib.suppress(RolloutChanged):
+                    self._store.explain(found, reason)
 
     def _load(self, name: str, missing: Sequence[Version]) -> None:
         try:
@@ -299,7 +297,10 @@ class Controller:
             index = self._triton.index()
             for version in missing:
                 loaded = index.get((name, version.number))
-                if loaded is None or loaded.state != "READY":
+                if not self._repository.has_version(name, version.number):
+                    # Of a registry that was stopped amid its look; it says nothing of the version.
+                    LOG.warning("%s: its folder was taken away; it is written again", version.name)
+                elif loaded is None or loaded.state != "READY":
                     health = self._health.setdefault((name, version.number), Health())
                     health.error = (loaded.reason if loaded else "") or str(error)
                     health.retry_at = self._monotonic() + _RETRY_SECONDS

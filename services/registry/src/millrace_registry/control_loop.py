@@ -12,7 +12,11 @@ LOG = logging.getLogger(__name__)
 
 
 class ControlLoop:
-    """Looks every ``period_seconds``, and at once when rung (``hosting.Background``)."""
+    """Looks every ``period_seconds``, and at once when rung (``hosting.Background``).
+
+    A look may take long: loading a model takes as long as it takes. So the lease is kept alive
+    beside it, or another registry would take over amid every load.
+    """
 
     name = "controller"
 
@@ -32,6 +36,7 @@ class ControlLoop:
         self._doorbell.set()
 
     def run(self) -> None:
+        threading.Thread(target=self._keep, name="controller-lease", daemon=True).start()
         while not self.draining.is_set():
             self._doorbell.clear()
             try:
@@ -44,3 +49,12 @@ class ControlLoop:
                 LOG.exception("a look at Triton failed")
             self._doorbell.wait(self._period_seconds)
         self._store.give_up()
+
+    def _keep(self) -> None:
+        while not self.draining.wait(self._store.renewal_seconds):
+            try:
+                self._store.require()
+            except LeaseLost:
+                continue  # every write of the look is refused, and the next look asks again
+            except Exception:  # a busy database is no reason to stop before the lease ends
+                LOG.exception("could not renew the lease")

@@ -4,6 +4,7 @@ LeaseLost        another registry controls the endpoint now; write nothing more
 RolloutChanged   a user ended the rollout meanwhile; nothing was written
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -92,21 +93,27 @@ class ControlStore:
         self._now = now
         self._lease: Lease | None = None
 
+    def require(self) -> None:
+        """Keep the right to control the endpoint. May be called by several threads.
+
+        Raises:
+            LeaseLost: another registry has it; only ``hold`` takes it again.
+        """
+        lease = self._held()
+        with self._database.transaction() as connection:
+            leases.renew(connection, CONTROLLERS, lease, now=self._now(), duration=self._duration)
+
+    @property
+    def renewal_seconds(self) -> float:
+        """How often to call ``require`` so that the lease does not end."""
+        return self._duration.total_seconds() / 3
+
     def hold(self) -> bool:
         """Take or keep the right to control the endpoint; say whether it is ours."""
+        with contextlib.suppress(leases.LeaseLost):
+            self.require()
+            return True
         with self._database.transaction() as connection:
-            if self._lease is not None:
-                try:
-                    self._lease = leases.renew(
-                        connection,
-                        CONTROLLERS,
-                        self._lease,
-                        now=self._now(),
-                        duration=self._duration,
-                    )
-                    return True
-                except leases.LeaseLost:
-                    self._lease = None
             values = {"id": self._endpoint, "epoch": 0}
             connection.execute(
                 insert(connection, CONTROLLERS).values(**values).on_conflict_do_nothing()
@@ -127,6 +134,12 @@ class ControlStore:
             with self._database.transaction() as connection:
                 leases.release(connection, CONTROLLERS, self._lease)
             self._lease = None
+
+    def _held(self) -> Lease:
+        lease = self._lease
+        if lease is None:
+            raise leases.LeaseLost(f"{self._endpoint} is not ours to control")
+        return lease
 
     def desired(self, retired_since: datetime) -> list[Desired]:
         """All models that anything is to be done about."""
@@ -267,6 +280,12 @@ class ControlStore:
         with self._fenced() as connection:
             move_rollout(connection, rollout, _counted(rollout, new))
 
+    def explain(self, rollout: Rollout, reason: str) -> None:
+        """Show why a rollout waits."""
+        with self._fenced() as connection:
+            waiting = replace(rollout, reason=reason, update_time=self._now())
+            move_rollout(connection, rollout, waiting)
+
     def supersede(self, rollout: Rollout) -> None:
         with self._fenced() as connection:
             now = self._now()
@@ -325,11 +344,10 @@ class ControlStore:
     @contextmanager
     def _fenced(self) -> Iterator[Connection]:
         """A transaction that only the holder of the lease can commit."""
-        if self._lease is None:
-            raise leases.LeaseLost(f"{self._endpoint} is not ours to control")
+        lease = self._held()
         with self._database.transaction() as connection:
-            held = leases.fenced(CONTROLLERS, self._lease).values(lease_owner=self._owner)
-            leases.require_held(connection.execute(held), self._lease)
+            held = leases.fenced(CONTROLLERS, lease).values(lease_owner=self._owner)
+            leases.require_held(connection.execute(held), lease)
             yield connection
 
 

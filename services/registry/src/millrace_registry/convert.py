@@ -72,6 +72,11 @@ def document_of(message: Any) -> dict[str, Any]:
     return document
 
 
+def is_known_target(number: int) -> bool:
+    """False for one that a newer compressor compresses for, and this registry cannot serve."""
+    return number != 0 and number in compressor_pb2.Target.DESCRIPTOR.values_by_number
+
+
 def target_name(number: int) -> str:
     return str(compressor_pb2.Target.DESCRIPTOR.values_by_number[number].name)
 

@@ -12,7 +12,7 @@ from millrace.tuner.v1 import events_pb2 as tuner_events
 from millrace_registry import convert
 from millrace_registry.app import RegistryApp
 from millrace_registry.domain import LineageEdge, LineageNode
-from millrace_runtime.bus import Subscription
+from millrace_runtime.bus import PoisonFact, Subscription
 from millrace_runtime.cloudevent import Event
 from millrace_runtime.outbox import Outbox
 
@@ -94,6 +94,12 @@ class Facts:
     def artifact_finished(self, event: Event) -> None:
         fact = event.message
         assert isinstance(fact, compressor_events.ArtifactFinished)
+        if not convert.is_known_target(fact.target):
+            # A target that is not known is read as none at all (``cloudevent.from_json``).
+            raise PoisonFact(
+                f"{fact.compression} is for a target that this registry does not know: upgrade "
+                "it, and it finds the artifact by itself"
+            )
         self._app.artifact_finished(
             event.tenant,
             compression=fact.compression,
@@ -103,6 +109,7 @@ class Facts:
             measurements=convert.document_of(fact.measurements),
             base_model=base_model_of(fact.checkpoint.model),
             traceparent=event.traceparent,
+            is_by_hand=not fact.deployment,
         )
 
 

@@ -7,6 +7,7 @@ removed once Triton has unloaded it.
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from millrace_registry.domain import Interface
 from millrace_registry.triton_config import (
     EngineSettings,
+    engine_files,
     generation_config,
     print_config,
     write_engine,
@@ -21,6 +23,7 @@ from millrace_registry.triton_config import (
 from millrace_runtime.manifest import TEMPORARY_PREFIX
 
 _CONFIGURATION = "config.pbtxt"
+_ARTIFACT = "artifact"
 
 
 class ModelRepository:
@@ -32,26 +35,53 @@ class ModelRepository:
         self._settings = settings
 
     def add_version(self, model: str, version: int, artifact: Path) -> None:
-        """Write a version's folder whole: the engine, and a link to the verified artifact."""
-        target = self._root / model / str(version)
-        if (target / "artifact").exists():
+        """Write a version's folder whole: the engine, and a link to the verified artifact.
+
+        One that is not as it would be written is written again, so that nothing else is loaded.
+        """
+        if self.is_written(model, version, artifact):
             return
-        shutil.rmtree(target, ignore_errors=True)
-        temporary = self._root / f"{TEMPORARY_PREFIX}{model}-{version}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        write_engine(temporary)
-        (temporary / "artifact").symlink_to(artifact.resolve(), target_is_directory=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(temporary, target)
+        target = self._root / model / str(version)
+        # Its own: another registry may be about to lose its lease, and still be writing.
+        temporary = self._root / f"{TEMPORARY_PREFIX}{model}-{version}-{uuid.uuid4().hex}"
+        self._sweep(model, version)
+        try:
+            temporary.mkdir(parents=True)
+            write_engine(temporary)
+            (temporary / _ARTIFACT).symlink_to(artifact.resolve(), target_is_directory=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            remove(target)
+            os.rename(temporary, target)
+        finally:
+            remove(temporary)
+
+    def is_written(self, model: str, version: int, artifact: Path) -> bool:
+        """Whether a version's folder is as ``add_version`` would write it."""
+        target = self._root / model / str(version)
+        return target.is_dir() and is_engine_folder(target, artifact)
+
+    def has_version(self, model: str, version: int) -> bool:
+        """Whether there is a folder that the version could be loaded from."""
+        return (self._root / model / str(version) / _ARTIFACT).exists()
+
+    def _sweep(self, model: str, version: int) -> None:
+        """Remove what a registry left half written that was killed, or has lost its lease."""
+        for abandoned in self._root.glob(f"{TEMPORARY_PREFIX}{model}-{version}*"):
+            remove(abandoned)
+
+    def is_listed(self, model: str, versions: Sequence[int]) -> bool:
+        """Whether these versions, and no others, are said to be loaded."""
+        path = self._root / model / _CONFIGURATION
+        text = print_config(generation_config(model, sorted(versions), self._settings))
+        return _holds(path, text.encode())
 
     def list_versions(self, model: str, versions: Sequence[int]) -> bool:
         """Say which versions are to be loaded; True when that has changed."""
+        if self.is_listed(model, versions):
+            return False
         text = print_config(generation_config(model, sorted(versions), self._settings))
         path = self._root / model / _CONFIGURATION
-        if path.exists() and path.read_text() == text:
-            return False
-        temporary = path.with_suffix(".new")
+        temporary = path.with_suffix(f".{uuid.uuid4().hex}")
         temporary.write_text(text)
         os.replace(temporary, path)
         return True
@@ -70,6 +100,29 @@ class ModelRepository:
 
     def remove_model(self, model: str) -> None:
         shutil.rmtree(self._root / model, ignore_errors=True)
+
+
+def is_engine_folder(folder: Path, artifact: Path) -> bool:
+    """Whether a version's folder is what ``add_version`` writes for ``artifact``, byte for byte."""
+    link = folder / _ARTIFACT
+    if not link.is_symlink() or Path(os.readlink(link)) != artifact.resolve():
+        return False
+    files = engine_files()
+    if {path.name for path in folder.iterdir()} != {*files, _ARTIFACT}:
+        return False
+    return all(_holds(folder / name, content) for name, content in files.items())
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    return not path.is_symlink() and path.is_file() and path.read_bytes() == content
+
+
+def remove(path: Path) -> None:
+    """Remove a folder, a file or a link; nothing happens when it is absent."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def read_interface(artifact: Path) -> Interface:

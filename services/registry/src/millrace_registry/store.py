@@ -38,6 +38,7 @@ from millrace_registry.schema import ALIASES, DEPLOYMENTS, MODELS, ROLLOUTS, VER
 from millrace_registry.transitions import (
     RecordFact,
     aliases_of,
+    is_overtaken,
     quarantine_version,
     read_model,
     read_version,
@@ -124,12 +125,16 @@ class Catalogue:
         with self._database.transaction() as connection:
             return [version_of(row) for row in connection.execute(query)]
 
-    def register(self, version: Version, base_model: str, damage: str) -> Version | None:
+    def register(
+        self, version: Version, base_model: str, damage: str, is_by_hand: bool
+    ) -> Version | None:
         """Add an artifact as the next version of its model, with a rollout to it and its
         lineage. Once.
 
         ``version.number`` is given here. ``damage`` says why it may never be served, if so; it
-        is QUARANTINED then, and nothing is rolled out. None: the model was deleted.
+        is QUARANTINED then, and nothing is rolled out. Where a newer checkpoint was first, the
+        rollout is SUPERSEDED from the start, unless a person asked for the version
+        (``is_by_hand``). None: the model was deleted.
         """
         with self._database.transaction() as connection:
             # Locks the model: who registers for it at the same time sees this version, or waits.
@@ -152,7 +157,8 @@ class Catalogue:
             if damage:
                 self._say_quarantined(connection, version)
             else:
-                self._queue_rollout(connection, version, deployment)
+                is_late = not is_by_hand and is_overtaken(connection, version)
+                self._add_rollout(connection, version, deployment, is_late)
         return version
 
     def _ensure_model(self, connection: Connection, version: Version, base_model: str) -> bool:
@@ -170,8 +176,8 @@ class Catalogue:
         )
         return not connection.execute(query.with_for_update()).scalar_one()
 
-    def _queue_rollout(
-        self, connection: Connection, version: Version, deployment: Deployment
+    def _add_rollout(
+        self, connection: Connection, version: Version, deployment: Deployment, is_late: bool
     ) -> None:
         now = self._now()
         rollout = Rollout(
@@ -183,6 +189,9 @@ class Catalogue:
             create_time=now,
             update_time=now,
             traceparent=version.traceparent,
+            state=RolloutState.SUPERSEDED if is_late else RolloutState.PENDING,
+            reason="a version of a newer checkpoint was first" if is_late else "",
+            finish_time=now if is_late else None,
         )
         connection.execute(ROLLOUTS.insert().values(**rollout_values(rollout)))
 

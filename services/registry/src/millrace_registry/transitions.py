@@ -28,6 +28,7 @@ from millrace_registry.domain import (
 from millrace_registry.lineage_store import checkpoint_time
 from millrace_registry.rows import model_of, rollout_values, version_of
 from millrace_registry.schema import ALIASES, MODELS, ROLLOUTS, VERSIONS
+from millrace_runtime import names
 
 RecordFact = Callable[[Connection, str, Message, str], None]
 """Adds a fact to a transaction: (connection, tenant, data, traceparent)."""
@@ -47,6 +48,28 @@ def read_model(connection: Connection, tenant: str, id: str) -> Model | None:
 def read_version(connection: Connection, tenant: str, model: str, number: int) -> Version | None:
     row = connection.execute(select(VERSIONS).where(_is_version(tenant, model, number))).first()
     return None if row is None else version_of(row)
+
+
+def is_overtaken(connection: Connection, version: Version) -> bool:
+    """Whether a version of a newer checkpoint of the model serves already, or is about to.
+
+    Artifacts arrive in any order; what their checkpoints' ids sort by is when they were made.
+    """
+    stands = (RolloutState.PENDING, RolloutState.LOADING, RolloutState.CANARY, RolloutState.SETTLED)
+    query = (
+        select(VERSIONS.c.checkpoint["name"].as_string())
+        .join(
+            ROLLOUTS,
+            (ROLLOUTS.c.tenant == VERSIONS.c.tenant)
+            & (ROLLOUTS.c.model == VERSIONS.c.model)
+            & (ROLLOUTS.c.to_version == VERSIONS.c.number),
+        )
+        .where(*scope(VERSIONS, version.tenant, version.model))
+        .where(VERSIONS.c.state != VersionState.QUARANTINED.value)
+        .where(ROLLOUTS.c.state.in_([state.value for state in stands]))
+    )
+    own = names.last_id(version.checkpoint_name)
+    return any(names.last_id(name) > own for name in connection.execute(query).scalars())
 
 
 def write_alias(connection: Connection, tenant: str, model: str, alias: str, version: int) -> None:

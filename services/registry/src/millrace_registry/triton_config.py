@@ -77,14 +77,19 @@ def print_config(config: pb.ModelConfig) -> str:
     return text_format.MessageToString(config)
 
 
-def write_engine(version_folder: Path) -> None:
-    """Copy the engine's files into ``<repository>/<model>/<version>``.
+def engine_files() -> dict[str, bytes]:
+    """What a version's folder holds beside the artifact, by name.
 
     Triton reloads a version whose folder has changed, and Python changes it by writing bytecode
     there. An empty file where the cache folder would be prevents that.
     """
     source = resources.files("millrace_registry") / "engines"
-    for name in ENGINE_FILES:
-        target = "model.py" if name == ENGINE_FILES[0] else name
-        (version_folder / target).write_bytes((source / name).read_bytes())
-    (version_folder / "__pycache__").touch()
+    first = {ENGINE_FILES[0]: "model.py"}
+    files = {first.get(name, name): (source / name).read_bytes() for name in ENGINE_FILES}
+    return {**files, "__pycache__": b""}
+
+
+def write_engine(version_folder: Path) -> None:
+    """Write the engine's files into ``<repository>/<model>/<version>``."""
+    for name, content in engine_files().items():
+        (version_folder / name).write_bytes(content)

@@ -50,6 +50,8 @@ class ArtifactReconciler:
     def _is_missing(self, found: compressor_pb2.Compression) -> bool:
         if found.state != lifecycle_pb2.WORK_STATE_SUCCEEDED or not found.verdict.passed:
             return False
+        if not convert.is_known_target(found.target):
+            return False  # of a newer compressor: for the next registry to take up
         tenant = names.tenant_of(found.name)
         return self._catalogue.version_of_compression(tenant, found.name) is None
 
@@ -63,4 +65,5 @@ class ArtifactReconciler:
             measurements=convert.document_of(found.measurements),
             base_model=base_model_of(found.checkpoint.model),
             traceparent="",
+            is_by_hand=not found.deployment,
         )

@@ -1,11 +1,9 @@
 """The trainer: pre-training runs, and the checkpoints that they leave on their way."""
 
-import os
-import socket
 from pathlib import Path
 
 from millrace.data.v1.service_pb2_grpc import DataServiceStub
-from millrace_runtime import hosting
+from millrace_runtime import hosting, owner
 from millrace_runtime.bus import Consumer
 from millrace_runtime.channel import open_channel
 from millrace_runtime.content import ContentStore
@@ -37,7 +35,7 @@ def build(settings: TrainerSettings) -> Service:
     runs = RunStore(
         database,
         FactRecorder(outbox),
-        owner=f"{socket.gethostname()}:{os.getpid()}",
+        owner=owner.this_process(),
         lease_seconds=settings.lease_seconds,
     )
     trainer = Trainer(
@@ -48,7 +46,10 @@ def build(settings: TrainerSettings) -> Service:
         mlflow_tracking_uri=settings.mlflow_tracking_uri,
         ring=relay.ring,
     )
-    workers = [Worker(f"trainer-{n}", runs, trainer.perform) for n in range(settings.concurrency)]
+    workers = [
+        Worker(f"trainer-{number}", runs, trainer.perform, settings.lease_seconds)
+        for number in range(settings.concurrency)
+    ]
 
     def ring_workers() -> None:
         for worker in workers:

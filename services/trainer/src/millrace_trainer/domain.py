@@ -11,12 +11,14 @@ CANCELLED never changes again.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
-MAXIMUM_ATTEMPTS = 3
-# The job's own faults, worth another try; anything else is said by the job and final.
+MAXIMUM_ATTEMPTS = 5
+"""Tries that may crash one after another; a new checkpoint between two begins the count anew."""
+# Nobody's mistake, worth another try; anything else is said by the job and final.
 RETRIED_REASONS = frozenset({"CRASHED", "INTERNAL"})
+RETRY_PHASE = "retry"
 
 
 class State(StrEnum):
@@ -142,6 +144,12 @@ class CheckpointFinished:
 
 
 Fact = RunStarted | RunEnded | CheckpointFinished
+
+
+def back_off(attempts: int, first: timedelta) -> timedelta:
+    """How long to wait after so many crashes in a row: ``first``, then twice as long each time."""
+    factor: int = 2 ** max(0, attempts - 1)
+    return first * factor
 
 
 def utc_now() -> datetime:

@@ -6,7 +6,7 @@ of ``-`` for every run.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -18,6 +18,7 @@ from millrace_runtime import idempotency, leases
 from millrace_runtime.database import Database
 from millrace_runtime.leases import Lease
 from millrace_trainer.domain import (
+    RETRY_PHASE,
     Checkpoint,
     CheckpointFinished,
     Content,
@@ -202,7 +203,9 @@ class RunStore:
         """The run begins, or begins again; its first start is a fact."""
         with self._database.transaction() as connection:
             was = run_of(connection.execute(_by_id(lease.id)).one())
-            run = self._write(connection, lease, state=State.RUNNING.value, has_started=True)
+            begins = {"state": State.RUNNING.value, "has_started": True}
+            unhindered = {"failure_reason": None, "failure_message": None}
+            run = self._write(connection, lease, **begins, **unhindered)
             if not was.has_started:
                 self._record(connection, RunStarted(run), run.traceparent)
         return run
@@ -225,21 +228,39 @@ class RunStore:
                 connection.execute(insert.on_conflict_do_update(index_elements=keys, set_=changed))
 
     def add_checkpoint(self, lease: Lease, checkpoint: Checkpoint, parameter_count: int) -> None:
-        """Add a checkpoint and say so, once: a job that resumes reports its checkpoints again."""
+        """Add a checkpoint and say so, once: a job that resumes reports its checkpoints again.
+
+        A new one is progress: the crashes before it count no more.
+        """
         with self._database.transaction() as connection:
             run = self._write(connection, lease, parameter_count=parameter_count)
             insert = _insert(connection, CHECKPOINTS).values(**checkpoint_values(checkpoint))
             # psycopg counts no rows of an INSERT here: what it returns tells whether it happened.
             made = insert.on_conflict_do_nothing().returning(CHECKPOINTS.c.id)
             if connection.execute(made).first() is not None:
+                self._write(connection, lease, attempts=0)
                 self._record(connection, CheckpointFinished(checkpoint), run.traceparent)
 
     def count_attempt(self, lease: Lease) -> int:
-        """One more try has crashed; how many that makes."""
+        """One more try has crashed; how many that makes since the newest checkpoint."""
         with self._database.transaction() as connection:
             self._write(connection, lease, attempts=RUNS.c.attempts + 1)
             query = select(RUNS.c.attempts).where(RUNS.c.id == lease.id)
             return int(connection.execute(query).scalar_one())
+
+    def hinder(self, lease: Lease, failure: Failure) -> None:
+        """Show what keeps the run from going on, until it does; it has not failed."""
+        said = {"failure_reason": failure.reason, "failure_message": failure.message}
+        with self._database.transaction() as connection:
+            self._write(connection, lease, **said)
+
+    def put_off(self, lease: Lease, wait: timedelta) -> None:
+        """Let the run wait before it is tried again, and show that it does. Ends the lease."""
+        with self._database.transaction() as connection:
+            run = run_of(connection.execute(_by_id(lease.id)).one())
+            waiting = replace(run.progress, phase=RETRY_PHASE)
+            self._write(connection, lease, progress=asdict(waiting))
+            leases.put_off(connection, RUNS, lease, self._now() + wait)
 
     def succeed(self, lease: Lease) -> None:
         with self._database.transaction() as connection:

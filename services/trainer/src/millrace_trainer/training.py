@@ -1,14 +1,16 @@
 """The worker's part: one run, in subprocesses under torchrun, watched as it goes."""
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
 from prometheus_client import Counter, Gauge
 
-from millrace_runtime import names, telemetry, work
+from millrace_runtime import names, storage, telemetry, work
 from millrace_runtime.content import ContentOutsideRoot, ContentStore
 from millrace_runtime.leases import Lease
 from millrace_runtime.manifest import ManifestError
@@ -21,8 +23,11 @@ from millrace_trainer.domain import (
     Failure,
     Progress,
     Run,
+    back_off,
     utc_now,
 )
+
+LOG = logging.getLogger(__name__)
 
 JOB_MODULE = "millrace_trainer.jobs.launch"
 
@@ -30,16 +35,12 @@ _TOKENS_PER_SECOND = Gauge(
     "millrace_training_tokens_per_second", "Of the newest step, by model.", ["model"]
 )
 _LOSS = Gauge("millrace_training_loss_nats", "Of the newest step, by model.", ["model"])
+_CRASHES = Counter("millrace_training_crashes_total", "Tries that crashed, by reason.", ["reason"])
 _CHECKPOINTS = Counter("millrace_training_checkpoints_total", "Checkpoints finished.", ["model"])
 
 RunJob = Callable[
     [str, dict[str, Any], Path, Callable[[dict[str, Any]], None], threading.Event], JobOutcome
 ]
-
-
-class TrainingCrashed(Exception):
-    """A try ended in a way that is not its user's fault; its lease runs out, and it is tried
-    again from its newest checkpoint."""
 
 
 class Trainings(Protocol):
@@ -51,6 +52,8 @@ class Trainings(Protocol):
         self, lease: Lease, checkpoint: Checkpoint, parameter_count: int
     ) -> None: ...
     def count_attempt(self, lease: Lease) -> int: ...
+    def hinder(self, lease: Lease, failure: Failure) -> None: ...
+    def put_off(self, lease: Lease, wait: timedelta) -> None: ...
     def succeed(self, lease: Lease) -> None: ...
     def fail(self, lease: Lease, failure: Failure) -> None: ...
     def get_checkpoint(self, tenant: str, run_id: str, id: str) -> Checkpoint | None: ...
@@ -69,8 +72,10 @@ class Trainer:
         mlflow_tracking_uri: str | None,
         ring: Callable[[], None],
         run_job: RunJob = work.run_job,
+        back_off_seconds: float = 5.0,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
+        """``back_off_seconds`` are waited after a crash, twice as many after the next one."""
         self._runs = runs
         self._content = content
         self._scratch = scratch
@@ -78,14 +83,16 @@ class Trainer:
         self._mlflow_tracking_uri = mlflow_tracking_uri
         self._ring = ring
         self._run_job = run_job
+        self._back_off = timedelta(seconds=back_off_seconds)
         self._now = now
 
     def perform(self, lease: Lease, stop: threading.Event) -> None:
         """Train, from the newest checkpoint that is there.
 
+        A try that crashes is put off, to be tried again from there; its lease ends with it.
+
         Raises:
             LeaseLost: it was taken over, paused or cancelled meanwhile.
-            TrainingCrashed: it is to be tried again.
         """
         run = self._runs.start(lease)
         self._ring()
@@ -111,8 +118,8 @@ class Trainer:
 
         try:
             spec = self._spec(run)
-        except (ManifestError, ContentOutsideRoot) as error:
-            return JobFailure("CONTENT_DAMAGED", str(error))
+        except (ManifestError, ContentOutsideRoot, OSError) as error:
+            return work.content_failure(error)
         return self._run_job(JOB_MODULE, spec, self._scratch / run.id, on_message, stop)
 
     def _spec(self, run: Run) -> dict[str, Any]:
@@ -165,10 +172,25 @@ class Trainer:
         self._ring()
 
     def _fail(self, lease: Lease, failure: Failure) -> None:
+        if failure.reason in storage.REASONS:
+            LOG.warning("run %s waits: %s", lease.id, failure.message)
+            self._runs.hinder(lease, failure)
+            self._runs.put_off(lease, storage.RETRY_WAIT)
+            return
+        if failure.reason not in RETRIED_REASONS:
+            self._runs.fail(lease, failure)
+            return
+        _CRASHES.labels(failure.reason).inc()
         attempts = self._runs.count_attempt(lease)
-        if failure.reason in RETRIED_REASONS and attempts < MAXIMUM_ATTEMPTS:
-            raise TrainingCrashed(f"{lease.id}: {failure.reason}: {failure.message}")
-        self._runs.fail(lease, failure)
+        if attempts < MAXIMUM_ATTEMPTS:
+            wait = back_off(attempts, self._back_off)
+            text = "run %s crashed, %d of %d in a row; tried again in %s: %s: %s"
+            said = (failure.reason, failure.message)
+            LOG.warning(text, lease.id, attempts, MAXIMUM_ATTEMPTS, wait, *said)
+            self._runs.put_off(lease, wait)
+        else:
+            in_a_row = f"{attempts} tries in a row made no checkpoint; the last one: "
+            self._runs.fail(lease, replace(failure, message=in_a_row + failure.message))
 
 
 def progress_of(message: Mapping[str, Any]) -> Progress:

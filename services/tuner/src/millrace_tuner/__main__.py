@@ -1,10 +1,8 @@
 """The tuner: fine-tuning jobs on models that exist, and the checkpoints they make."""
 
-import os
-import socket
 from pathlib import Path
 
-from millrace_runtime import hosting
+from millrace_runtime import hosting, owner
 from millrace_runtime.bus import Consumer
 from millrace_runtime.channel import open_channel
 from millrace_runtime.content import ContentStore
@@ -35,9 +33,9 @@ def build(settings: TunerSettings) -> Service:
     outbox = Outbox(OUTBOX)
     relay = Relay(database, outbox)
     content = ContentStore(settings.data_root, settings.scratch_directory / "cache")
-    owner = f"{socket.gethostname()}:{os.getpid()}"
+    this = owner.this_process()
     jobs = JobStore(
-        database, FactRecorder(outbox), owner=owner, lease_seconds=settings.lease_seconds
+        database, FactRecorder(outbox), owner=this, lease_seconds=settings.lease_seconds
     )
     files = DataFiles(open_channel(settings.data_address, token))
     models = ServedModels(
@@ -54,7 +52,10 @@ def build(settings: TunerSettings) -> Service:
         ring=relay.ring,
     )
     numbers = range(settings.concurrency)
-    workers = [Worker(f"tuner-{number}", jobs, attempt.perform) for number in numbers]
+    workers = [
+        Worker(f"tuner-{number}", jobs, attempt.perform, settings.lease_seconds)
+        for number in numbers
+    ]
     rings = [worker.ring for worker in workers]
     app = TunerApp(jobs, files, models, ring_relay=relay.ring, ring_workers=rings)
     housekeeping = Housekeeping(app, jobs, attempt.output_directory)

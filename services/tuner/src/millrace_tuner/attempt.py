@@ -3,13 +3,13 @@
 import threading
 import time
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
 from prometheus_client import Gauge, Histogram
 
-from millrace_runtime import manifest, names, telemetry, work
+from millrace_runtime import manifest, names, storage, telemetry, work
 from millrace_runtime.content import ContentOutsideRoot, ContentStore
 from millrace_runtime.leases import Lease
 from millrace_runtime.work import JobFailure, JobOutcome, JobResult
@@ -55,6 +55,7 @@ class Training(Protocol):
 
     def change_leased(self, lease: Lease, step: Step) -> Job: ...
     def add_checkpoint(self, lease: Lease, checkpoint: Checkpoint) -> Checkpoint: ...
+    def put_off(self, lease: Lease, wait: timedelta) -> None: ...
     def let_go(self, lease: Lease) -> None: ...
 
 
@@ -72,8 +73,10 @@ class Attempt:
         mlflow_tracking_uri: str | None,
         ring: Callable[[], None],
         run_job: RunJob = work.run_job,
+        back_off_seconds: float = 5.0,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
+        """``back_off_seconds`` are waited after a crash, twice as many after the next one."""
         self._jobs = jobs
         self._files = files
         self._content = content
@@ -82,6 +85,7 @@ class Attempt:
         self._mlflow_tracking_uri = mlflow_tracking_uri
         self._ring = ring
         self._run_job = run_job
+        self._back_off = timedelta(seconds=back_off_seconds)
         self._now = now
 
     def perform(self, lease: Lease, stop: threading.Event) -> None:
@@ -115,17 +119,25 @@ class Attempt:
         if isinstance(outcome, JobResult):
             self._end_training(lease, job, outcome.fields)
         elif isinstance(outcome, JobFailure):
-            failure = Failure(outcome.reason, outcome.message)
-            self._jobs.change_leased(
-                lease, lambda job: steps.fail_attempt(job, failure, self._now())
-            )
+            self._fail(lease, Failure(outcome.reason, outcome.message))
         self._ring()
+
+    def _fail(self, lease: Lease, failure: Failure) -> None:
+        if failure.reason in storage.REASONS:
+            self._jobs.change_leased(lease, lambda job: steps.hinder(job, failure, self._now()))
+            self._jobs.put_off(lease, storage.RETRY_WAIT)
+            return
+        job = self._jobs.change_leased(
+            lease, lambda job: steps.fail_attempt(job, failure, self._now())
+        )
+        if job.is_training:
+            self._jobs.put_off(lease, steps.back_off(job.attempts, self._back_off))
 
     def _run(self, lease: Lease, job: Job, stop: threading.Event) -> JobOutcome:
         try:
             spec = self._specification(job)
-        except (manifest.ManifestError, ContentOutsideRoot, FileNotFoundError) as error:
-            return JobFailure("CONTENT_UNAVAILABLE", f"what the job starts from is gone: {error}")
+        except (manifest.ManifestError, ContentOutsideRoot, OSError) as error:
+            return work.content_failure(error)
         hearing = Hearing(self, lease, job)
         return self._run_job(JOB_MODULE, spec, self._scratch / job.id, hearing.hear, stop)
 
@@ -191,6 +203,10 @@ class Attempt:
         _TOKENS_PER_SECOND.set(made.metrics.get("tokens_per_second", 0.0))
         self._jobs.change_leased(lease, lambda job: steps.progress(job, made, self._now()))
 
+    def record_state(self, lease: Lease) -> None:
+        """The job has committed a state to go on from."""
+        self._jobs.change_leased(lease, lambda job: steps.keep(job, self._now()))
+
     def _end_training(self, lease: Lease, job: Job, result: dict[str, Any]) -> None:
         metrics = Path(result["metrics_path"]).read_text(encoding="utf-8")
         content = result_file.to_csv(metrics.splitlines())
@@ -214,6 +230,8 @@ class Hearing:
         """One line of the job (``millrace_runtime.jobs``)."""
         if message["kind"] == "checkpoint":
             self._attempt.record_checkpoint(self._lease, self._job, message)
+        elif message["kind"] == "state":
+            self._attempt.record_state(self._lease)
         elif message["kind"] == "progress" and self._is_due(message):
             self._last_progress_seconds = time.monotonic()
             made = Progress(

@@ -119,7 +119,7 @@ class Job:
     Attributes:
         trained_time: when training ended and the road to serving began.
         outcome: how that road ended; it may be known before ``trained_time`` is recorded.
-        attempts: times that training has ended in a way that was not its user's fault.
+        attempts: times in a row that training has ended in a way that was not its user's fault.
     """
 
     tenant: str

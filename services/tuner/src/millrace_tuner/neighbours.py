@@ -60,6 +60,7 @@ class DataFiles:
             filename=filename,
             purpose=data.FILE_PURPOSE_FINE_TUNE_RESULTS,
             request_id=f"{filename}-{digest[:16]}",
+            size_bytes=len(content),
         )
         response = call(
             self._stub.UploadFile, _upload(header, content), timeout=_UPLOAD_DEADLINE_SECONDS

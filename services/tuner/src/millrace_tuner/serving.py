@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from millrace_tuner.domain import Failure, Outcome
 
-SERVING_STATES = frozenset(("SERVING", "RETIRED"))  # RETIRED: it served, until a later one did
+_SUPERSEDED = "ROLLOUT_SUPERSEDED"
 _UNDECIDED_WORK = frozenset(("QUEUED", "RUNNING", "PAUSED", "UNSPECIFIED"))
 
 
@@ -59,15 +59,23 @@ def outcome_of(checkpoint: str, scene: Scene) -> Outcome | None:
     versions = [version for version in scene.versions if version.checkpoint == checkpoint]
     numbers = {version.number for version in versions}
     settled = {r.to_version for r in scene.rollouts if r.state == "SETTLED"}
-    if numbers & settled or any(version.state in SERVING_STATES for version in versions):
+    if numbers & settled or any(_has_served(version, scene.rollouts) for version in versions):
         return Outcome()
     own = sorted(
         (c for c in scene.compressions if c.checkpoint == checkpoint), key=lambda c: c.name
     )
     failures = [_failure_of(compression, versions, scene.rollouts) for compression in own]
-    if not failures or any(failure is None for failure in failures):
+    known = [failure for failure in failures if failure is not None]
+    if not failures or len(known) < len(failures):
         return None
-    return Outcome(failures[0])
+    # What superseded a version was another target's, whose fate tells the user more.
+    return Outcome(min(known, key=lambda failure: failure.reason == _SUPERSEDED))
+
+
+def _has_served(version: SeenVersion, rollouts: Sequence[SeenRollout]) -> bool:
+    """A RETIRED version served until a later one did, unless its rollout was reversed."""
+    was_reversed = any(r.to_version == version.number and r.state == "REVERSED" for r in rollouts)
+    return version.state == "SERVING" or (version.state == "RETIRED" and not was_reversed)
 
 
 def _failure_of(
@@ -104,6 +112,9 @@ def _version_failure(version: SeenVersion, rollouts: Sequence[SeenRollout]) -> F
         if rollout.to_version == version.number and rollout.state == "REVERSED":
             message = f"the tuned model's rollout was reversed: {rollout.reason}"
             return Failure("ROLLOUT_REVERSED", message)
+        if rollout.to_version == version.number and rollout.state == "SUPERSEDED":
+            message = f"the tuned model's rollout was superseded: {rollout.reason}"
+            return Failure(_SUPERSEDED, message)
     if version.state == "QUARANTINED":
         message = f"the tuned model was taken out of service: {version.reason}"
         return Failure("VERSION_QUARANTINED", message)

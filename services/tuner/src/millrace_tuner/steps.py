@@ -8,7 +8,7 @@ follow, and what its user is told in the words of the OpenAI API.
 """
 
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from millrace_tuner.domain import (
     FINISHED,
@@ -27,7 +27,8 @@ from millrace_tuner.domain import (
     WrongState,
 )
 
-MAXIMUM_ATTEMPTS = 3
+MAXIMUM_ATTEMPTS = 5
+"""Tries that may crash one after another; progress that is kept between begins the count anew."""
 RETRIED_REASONS = frozenset(("CRASHED", "INTERNAL", "CANCELLED"))
 TRAIN_PHASE = "train"
 ROLLOUT_PHASE = "rollout"
@@ -52,12 +53,14 @@ def start(job: Job, now: datetime) -> Change:
     if job.start_time is None:
         events = (JobEvent("Fine-tuning job started", key="started"),)
         return Change(running, (JobStarted(running),), events)
+    if job.failure is not None:
+        return Change(running)  # it tries whether it can go on; progress is what tells
     return Change(running, (), (JobEvent("Fine-tuning job goes on from its last state"),))
 
 
 def progress(job: Job, made: Progress, now: datetime) -> Change:
     """Training has come further; every hundredth part of it is told."""
-    moved = replace(job, progress=made, update_time=now)
+    moved = replace(job, progress=made, failure=None, update_time=now)
     if made.phase != TRAIN_PHASE or not is_told(made.completed, made.total):
         return Change(moved)
     loss = made.metrics.get("train_loss", float("nan"))
@@ -92,6 +95,7 @@ def end_training(job: Job, trained_tokens: int, result_file: str, now: datetime)
     _require(job, "trained", JobState.RUNNING)
     trained = replace(
         job,
+        failure=None,
         trained_time=now,
         trained_tokens=trained_tokens,
         result_file=result_file,
@@ -139,13 +143,39 @@ def fail(job: Job, failure: Failure, now: datetime) -> Change:
 
 
 def fail_attempt(job: Job, failure: Failure, now: datetime) -> Change:
-    """Training ended badly: it is tried again if that may help, at most 3 times in all."""
+    """Training ended badly: it is tried again later, if that may help."""
+    if failure.reason not in RETRIED_REASONS:
+        return fail(job, failure, now)
     attempts = job.attempts + 1
-    if failure.reason not in RETRIED_REASONS or attempts >= MAXIMUM_ATTEMPTS:
-        return fail(replace(job, attempts=attempts), failure, now)
-    message = f"Training was interrupted ({failure.reason}) and is tried again"
-    retried = replace(job, attempts=attempts, update_time=now)
-    return Change(retried, (), (JobEvent(message, level="warn"),))
+    counted = replace(job, attempts=attempts, update_time=now)
+    if attempts >= MAXIMUM_ATTEMPTS:
+        in_a_row = f"{attempts} tries in a row came no further; the last one: "
+        return fail(counted, replace(failure, message=in_a_row + failure.message), now)
+    message = (
+        f"Training was interrupted ({failure.reason}) and is tried again, "
+        f"from its last state (try {attempts + 1} of {MAXIMUM_ATTEMPTS} without progress)"
+    )
+    return Change(counted, (), (JobEvent(message, level="warn"),))
+
+
+def hinder(job: Job, failure: Failure, now: datetime) -> Change:
+    """Training cannot go on for now, by nobody's mistake; ``failure`` is shown until it does."""
+    hindered = replace(job, failure=failure, update_time=now)
+    if job.failure is not None:
+        return Change(hindered)
+    event = JobEvent(f"Training waits ({failure.reason}): {failure.message}", level="warn")
+    return Change(hindered, (), (event,))
+
+
+def back_off(attempts: int, first: timedelta) -> timedelta:
+    """How long to wait after so many crashes in a row: ``first``, then twice as long each time."""
+    factor: int = 2 ** max(0, attempts - 1)
+    return first * factor
+
+
+def keep(job: Job, now: datetime) -> Change:
+    """Something that was learned is on disk for good: the crashes before it count no more."""
+    return Change(replace(job, attempts=0, update_time=now) if job.attempts else job)
 
 
 def cancel(job: Job, now: datetime) -> Change:

@@ -222,6 +222,7 @@ class JobStore:
             if row is not None:
                 return checkpoint_of(row)
             connection.execute(CHECKPOINTS.insert().values(**checkpoint_values(checkpoint)))
+            connection.execute(leases.fenced(JOBS, lease).values(attempts=0))  # it is progress
             self._record(connection, CheckpointFinished(job, checkpoint))
             self._tell(connection, job, (checkpoint_event(checkpoint),))
         return checkpoint
@@ -272,6 +273,15 @@ class JobStore:
     def release(self, lease: Lease) -> None:
         with self._database.transaction() as connection:
             leases.release(connection, JOBS, lease)
+
+    def put_off(self, lease: Lease, wait: timedelta) -> None:
+        """Let the job wait before it is tried again. Ends the lease.
+
+        Raises:
+            LeaseLost
+        """
+        with self._database.transaction() as connection:
+            leases.put_off(connection, JOBS, lease, self._now() + wait)
 
     def let_go(self, lease: Lease) -> None:
         """The work of ``lease`` has stopped: nothing writes to the job's directory any more.

@@ -10,7 +10,7 @@ from millrace_client.output import JsonOption, console, print_json
 
 
 def doctor(context: typer.Context, as_json: JsonOption = False) -> None:
-    """Check processes, NATS's durability, streams, outboxes and routes; say what to do.
+    """Check processes, streams, dead letters, outboxes, work, models and disk; say what to do.
 
     Exit status 1 when something is wrong.
     """

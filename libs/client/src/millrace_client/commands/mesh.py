@@ -1,4 +1,4 @@
-"""``millrace up | down | status | env | logs``: the mesh on this machine."""
+"""``millrace up | down | restart | status | env | logs``: the mesh on this machine."""
 
 import shlex
 import time
@@ -99,6 +99,43 @@ def down(context: typer.Context) -> None:
     with console().status("stopping the mesh"):
         control.stop(home)
     console().print(f"the mesh in {home.path} has stopped")
+
+
+def restart(
+    context: typer.Context,
+    services: Annotated[
+        list[str] | None,
+        typer.Argument(help="data, trainer, tuner, …; all six when left out."),
+    ] = None,
+) -> None:
+    """Restart services one after the other, without a request failing.
+
+    Of each, the new process must be ready before the old one drains and ends. Work in hand goes
+    over to the new one; streams that outlive the drain end with an error.
+
+    [bold]Examples[/bold]
+
+      millrace restart            # all, as after an upgrade
+
+      millrace restart gateway
+    """
+    home = connection(context).home
+    local.find(home)
+    from millrace_mesh import control
+    from millrace_mesh.layout import SERVICES
+
+    out = console()
+    try:
+        with out.status("restarting") as spinner:
+            drained = control.restart(
+                home,
+                services or SERVICES,
+                lambda known: spinner.update(f"restarting {known['current']}"),
+            )
+    except control.RestartFailed as error:
+        raise MeshError(f"{error}. See: millrace logs") from error
+    for service, seconds in drained.items():
+        out.print(f"{service} was restarted; the old one drained in {text.duration(seconds)}")
 
 
 def status(context: typer.Context, as_json: JsonOption = False) -> None:

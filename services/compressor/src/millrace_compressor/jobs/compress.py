@@ -5,7 +5,7 @@ until the artifact is committed, so a job that is started again measures and doe
 """
 
 import json
-import os
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,7 +48,8 @@ def work(spec: Spec, reporter: Reporter) -> None:
     torch.set_num_threads(spec.threads)
     _verify(spec.checkpoint_path, spec.checkpoint_digest, "CHECKPOINT_INVALID")
     _verify(spec.evaluation_path, spec.evaluation_digest, "EVALUATION_DATA_INVALID")
-    if not (spec.artifact_path / manifest.MANIFEST_NAME).exists():
+    if _whole(spec.artifact_path) is None:
+        manifest.remove_tree(spec.artifact_path)  # damaged, and nobody has heard of it yet
         _make(spec, reporter)
     made, digest = manifest.read(spec.artifact_path)
     manifest.remove_tree(spec.working_directory)
@@ -98,14 +99,27 @@ def measure(spec: Spec, converted: Path) -> dict[str, Any]:
 def _converted(spec: Spec) -> Path:
     """The directory with the converted model, made by an earlier start of this job or now."""
     done = spec.working_directory / "converted"
-    if not done.exists():
+    if _whole(done) is None:
+        manifest.remove_tree(done)
         spec.working_directory.mkdir(parents=True, exist_ok=True)
         for abandoned in spec.working_directory.glob(f"{manifest.TEMPORARY_PREFIX}*"):
             manifest.remove_tree(abandoned)
         temporary = manifest.temporary_sibling(done)
         quantize.convert(spec.checkpoint_path / "model", spec.target, temporary)
-        os.rename(temporary, done)
+        manifest.commit(temporary, done, "converted", {"target": spec.target})
     return done
+
+
+def _whole(path: Path) -> str | None:
+    """The digest of a committed directory that is as it was committed; else None."""
+    try:
+        _, digest = manifest.read(path)
+        manifest.verify(path, digest)
+    except ManifestError as error:
+        if path.exists():
+            print(f"made again: {error}", file=sys.stderr)
+        return None
+    return digest
 
 
 def _context_length(model: Path) -> int:
@@ -128,4 +142,4 @@ def _write_json(path: Path, document: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    jobs.run("compressor.compress", Spec, work)
+    jobs.run("compressor.compress", Spec, work, lambda spec: spec.working_directory)

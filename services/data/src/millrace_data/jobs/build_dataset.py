@@ -11,6 +11,7 @@ right: FILE_NOT_FOUND, INVALID_FILE, DATASET_TOO_SMALL, OUTPUT_EXISTS, INVALID_S
 import gc
 import json
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from millrace_data.jobs.corpus import Document, Source
 from millrace_data.jobs.normalize import normalize_document
 from millrace_runtime import jobs, manifest
 from millrace_runtime.jobs import JobError, Reporter
+from millrace_runtime.manifest import ManifestError
 
 KIND = "dataset"
 HELDOUT_DOCUMENTS = 200  # texts kept in heldout.jsonl, for prompts and reading
@@ -98,10 +100,7 @@ def work(spec: Spec, reporter: Reporter) -> None:
             "source": corpus.describe(spec.source),
             "recipe": spec.recipe.model_dump(mode="json"),
         }
-    if spec.output_path.exists():
-        digest = committed(spec.output_path, identity)
-    else:
-        digest = build(spec, identity, phases)
+    digest = committed(spec.output_path, identity) or build(spec, identity, phases)
     report(spec, digest, phases)
 
 
@@ -139,20 +138,28 @@ def sweep(output_path: Path) -> None:
         manifest.remove_tree(abandoned)
 
 
-def committed(path: Path, identity: dict[str, Any]) -> str:
+def committed(path: Path, identity: dict[str, Any]) -> str | None:
     """The digest of the dataset at ``path``, checked byte for byte, if it is the one asked for.
+
+    One that is damaged is removed: nobody has heard of it yet, and it can be built again.
 
     Raises:
         JobError: OUTPUT_EXISTS when it was built from another source or recipe.
     """
-    found, digest = manifest.read(path)
+    try:
+        _, digest = manifest.read(path)
+        found = manifest.verify(path, digest)
+    except ManifestError as error:
+        if path.exists():
+            print(f"built again: {error}", file=sys.stderr)
+        manifest.remove_tree(path)
+        return None
     different = [key for key in identity if found.metadata.get(key) != identity[key]]
     if different:
         raise JobError(
             "OUTPUT_EXISTS",
             f"{path} holds a dataset of another {' and '.join(different)}; choose another path",
         )
-    manifest.verify(path, digest)
     return digest
 
 
@@ -332,4 +339,4 @@ def report(spec: Spec, digest: str, phases: Phases) -> None:
 
 
 if __name__ == "__main__":
-    jobs.run("data.build_dataset", Spec, work)
+    jobs.run("data.build_dataset", Spec, work, lambda spec: spec.output_path)

@@ -12,7 +12,9 @@ from millrace_gateway.app import KeyRing, Keys
 from millrace_gateway.domain import Principal
 from millrace_gateway.generation import Generator
 from millrace_gateway.history import Position, Record, Selection
+from millrace_gateway.letters import Letters
 from millrace_gateway.upstream import Upstream
+from millrace_runtime import names
 from millrace_runtime.errors import NotFound
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
@@ -33,7 +35,9 @@ class Gateway:
 
     Attributes:
         is_ready: whether the gateway may be sent requests; called in a thread.
-        draining: set when the gateway stops; endless streams then end.
+        measure: brings the metrics up to date before they are read; called in a thread.
+        draining: set when the gateway stops; endless streams then end, and connections are
+            not kept alive.
     """
 
     upstream: Upstream
@@ -41,7 +45,9 @@ class Gateway:
     key_ring: KeyRing
     generator: Generator
     history: Replay
+    letters: Letters
     is_ready: Callable[[], bool]
+    measure: Callable[[], None]
     maximum_body_bytes: int
     maximum_file_bytes: int
     draining: asyncio.Event = field(default_factory=asyncio.Event)
@@ -106,7 +112,10 @@ async def _caller(
         ),
     ] = "",
 ) -> Caller:
-    return Caller(request.state.principal, request.app.state.gateway, idempotency_key)
+    # With an id of its own even a request that named none can be passed on twice, and is
+    # carried out once: a service may be restarted between the two.
+    request_id = idempotency_key or names.new_id("request")
+    return Caller(request.state.principal, request.app.state.gateway, request_id)
 
 
 CallerOf = Annotated[Caller, Depends(_caller)]

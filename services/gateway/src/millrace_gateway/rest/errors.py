@@ -15,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from millrace_runtime import storage
 from millrace_runtime.errors import MillraceError
 
 LOG = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ _TYPES: Mapping[int, str] = {
     429: "rate_limit_error",
     500: "server_error",
     503: "server_error",
+    507: "server_error",
 }
 _RETRY_AFTER_SECONDS = "1"
 # AIP's name of the field that names the resource; in REST it is in the path.
@@ -70,7 +72,7 @@ class ErrorResponse(BaseModel):
 
 def document(error: MillraceError) -> dict[str, Any]:
     """The body that says all that ``error`` says."""
-    status = STATUS_OF.get(error.code, 500)
+    status = status_of(error)
     param = error.field if error.field and error.field not in _PATH_FIELDS else None
     return body(status, str(error), code=error.reason.lower(), param=param)
 
@@ -84,11 +86,18 @@ def body(
 
 def response(error: MillraceError) -> Response:
     """The HTTP answer that ``error`` becomes."""
-    return answer(STATUS_OF.get(error.code, 500), document(error))
+    return answer(status_of(error), document(error))
+
+
+def status_of(error: MillraceError) -> int:
+    """The HTTP status that says what ``error`` says; a full disk is nobody's quota."""
+    if error.reason == storage.FULL:
+        return 507
+    return STATUS_OF.get(error.code, 500)
 
 
 def answer(status: int, content: dict[str, Any]) -> Response:
-    headers = {"retry-after": _RETRY_AFTER_SECONDS} if status in (429, 503) else {}
+    headers = {"retry-after": _RETRY_AFTER_SECONDS} if status in (429, 503, 507) else {}
     if status == 401:
         headers["www-authenticate"] = "Bearer"
     return Response(orjson.dumps(content), status, headers, "application/json")
@@ -126,6 +135,9 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_fault(request: Request, error: Exception) -> Response:
+    if said := storage.answer_of(error):
+        LOG.warning("%s %s: %s", request.method, request.url.path, error)
+        return response(said)
     LOG.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return internal()
 

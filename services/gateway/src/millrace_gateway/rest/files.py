@@ -192,6 +192,7 @@ async def _upload(
         filename=file.filename or "",
         purpose=_PURPOSES[purpose],
         request_id=caller.request_id,
+        size_bytes=file.size,
     )
     yield pb.UploadFileRequest(header=header)
     while chunk := await file.read(_CHUNK_BYTES):

@@ -24,12 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from deepspeed.accelerator import get_accelerator
 
 from millrace_runtime import manifest
 from millrace_runtime.jobs import JobError
 from millrace_runtime.manifest import ManifestError
-from millrace_trainer.jobs import ranks
+from millrace_trainer.jobs import random_numbers, ranks
 
 CHECKPOINT_KIND = "checkpoint"
 STATE_KIND = "training-state"
@@ -104,7 +103,7 @@ class Checkpoints:
         """
         target = self._states / f"{progress['step']:08d}"
         temporary = ranks.temporary_sibling(target)
-        torch.save(_random_state(), temporary / f"random-{ranks.number()}.pt")
+        torch.save(random_numbers.state(), temporary / f"random-{ranks.number()}.pt")
         engine.save_checkpoint(temporary, tag=_TAG, client_state=progress)
         ranks.wait()
         if ranks.is_first():
@@ -163,12 +162,6 @@ class Checkpoints:
 def load_state(engine: Any, state: Committed) -> dict[str, Any]:
     """Put ``engine`` and this rank's random numbers where ``save_state`` left them."""
     _, progress = engine.load_checkpoint(state.path, tag=_TAG)
-    random = torch.load(state.path / f"random-{ranks.number()}.pt", weights_only=True)
-    torch.set_rng_state(random["cpu"])
-    get_accelerator().set_rng_state(random["device"])
+    path = state.path / f"random-{ranks.number()}.pt"
+    random_numbers.restore(torch.load(path, weights_only=True))
     return dict(progress)
-
-
-def _random_state() -> dict[str, torch.Tensor]:
-    """torch's, the only random numbers that training draws."""
-    return {"cpu": torch.get_rng_state(), "device": get_accelerator().get_rng_state()}

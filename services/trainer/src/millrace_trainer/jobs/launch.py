@@ -16,7 +16,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from millrace_runtime.jobs import PARENT_VARIABLE, Reporter, die_with_parent
+from millrace_runtime.jobs import (
+    PARENT_VARIABLE,
+    JobError,
+    Reporter,
+    die_with_parent,
+    storage_fault_is_said,
+)
 from millrace_trainer.jobs.specification import Spec
 
 STORE_VARIABLE = "MILLRACE_TRAINER_STORE"
@@ -30,9 +36,15 @@ def main() -> None:
     """Never returns."""
     die_with_parent()
     spec_path = Path(sys.argv[1]).resolve()
-    spec = _read(spec_path)
+    reporter = Reporter(sys.stdout)
+    try:
+        with storage_fault_is_said(spec_path.parent):
+            spec = _read(spec_path, reporter)
+            meeting = _meeting_place(spec_path.parent)
+    except JobError as error:
+        reporter.report("error", reason=error.reason, message=str(error))
+        sys.exit(1)
     processes = spec.hyperparameters.processes
-    meeting = _meeting_place(spec_path.parent)
     os.environ |= {
         "OMP_NUM_THREADS": str(max(1, spec.threads // processes)),
         PARENT_VARIABLE: str(os.getpid()),  # torchrun's too, and it is the ranks' parent
@@ -44,17 +56,18 @@ def main() -> None:
     os.execv(sys.executable, [*torchrun, "-m", _JOB_MODULE, str(spec_path)])  # noqa: S606
 
 
-def _read(path: Path) -> Spec:
-    """The specification, said to have begun with; a wrong one ends the process.
+def _read(path: Path, reporter: Reporter) -> Spec:
+    """The specification, said to have begun with.
 
     Importing torch twice over comes after this, and takes seconds.
+
+    Raises:
+        JobError: INVALID_SPEC.
     """
-    reporter = Reporter(sys.stdout)
     try:
         spec = Spec.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        reporter.report("error", reason="INVALID_SPEC", message=str(error))
-        sys.exit(1)
+        raise JobError("INVALID_SPEC", str(error)) from error
     reporter.progress("start", 0, spec.hyperparameters.total_steps)
     return spec
 

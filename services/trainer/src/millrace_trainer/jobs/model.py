@@ -11,6 +11,7 @@ from deepspeed.accelerator import get_accelerator
 from transformers import AutoTokenizer, GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from millrace_runtime.jobs import JobError
+from millrace_trainer.jobs import random_numbers
 from millrace_trainer.jobs.specification import Architecture, Hyperparameters, Spec
 
 _ADAM_BETAS = (0.9, 0.95)
@@ -21,7 +22,7 @@ _PEAK_SECONDS = 0.5
 
 def build(spec: Spec) -> torch.nn.Module:
     """The model with its initial weights: random by the seed, or a checkpoint's."""
-    torch.manual_seed(spec.hyperparameters.seed)
+    random_numbers.seed(spec.hyperparameters.seed)
     folder = spec.dataset_path / "tokenizer"
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if spec.initial_checkpoint_path is None:

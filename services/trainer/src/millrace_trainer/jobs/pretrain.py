@@ -5,9 +5,8 @@ rate of the step, and all random numbers are in the state, so that a run that wa
 with the same weights as one that was not.
 
 Errors that a user can put right: INVALID_SPEC, DATASET_DAMAGED, CHECKPOINT_DAMAGED,
-DATASET_TOO_SMALL, TOKENIZER_MISMATCH, OUTPUT_DIRECTORY_IN_USE, TRAINING_DIVERGED, STORAGE_FULL
-(``storage.py``). CANCELLED is what a job says that was told to stop (SIGTERM); it has saved
-where it was.
+DATASET_TOO_SMALL, TOKENIZER_MISMATCH, OUTPUT_DIRECTORY_IN_USE, TRAINING_DIVERGED. CANCELLED is
+what a job says that was told to stop (SIGTERM); it has saved where it was.
 """
 
 import json
@@ -46,14 +45,14 @@ def work(spec: Spec, reporter: Reporter) -> None:
         hooks = Hooks(_hooks(spec, reporter))
         for found in checkpoints.committed():
             hooks.on_checkpoint(found)
-    ranks.wait()
-    if checkpoints.at(spec.hyperparameters.total_steps) is None:
+    last_step = spec.hyperparameters.total_steps
+    if not ranks.told_by_first(lambda: checkpoints.at(last_step)):
         train(spec, checkpoints, hooks, stop)
     hooks.on_end()
     if ranks.is_first():
-        final = checkpoints.at(spec.hyperparameters.total_steps)
+        final = checkpoints.at(last_step)
         assert final is not None, "training ends with a checkpoint"
-        reporter.report("result", steps=spec.hyperparameters.total_steps, digest=final.digest)
+        reporter.report("result", steps=last_step, digest=final.digest)
         checkpoints.remove_states()
 
 
@@ -67,9 +66,11 @@ def train(spec: Spec, checkpoints: Checkpoints, hooks: Hooks, stop: threading.Ev
     flops_per_token = model.flops_per_token(network, spec.architecture)
     peak_flops = model.peak_flops() * settings.processes
     engine = model.start_engine(network, spec)
-    state = checkpoints.newest_state()
+    state = ranks.told_by_first(checkpoints.newest_state)
     done = load_state(engine, state) if state else {"step": 0}
-    if _is_checkpoint(done["step"], settings) and checkpoints.at(done["step"]) is None:
+    if _is_checkpoint(done["step"], settings) and not ranks.told_by_first(
+        lambda: checkpoints.at(done["step"])
+    ):
         _save(engine, spec, checkpoints, hooks, heldout, done)  # killed before it was committed
 
     for step in range(done["step"] + 1, settings.total_steps + 1):

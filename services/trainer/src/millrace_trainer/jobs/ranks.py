@@ -1,7 +1,11 @@
 """The processes that train one model together, and what they agree on."""
 
 import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import deepspeed
 import torch
@@ -9,7 +13,13 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
 from millrace_runtime import manifest
+from millrace_runtime.jobs import JobError
 from millrace_trainer.jobs.launch import STORE_VARIABLE
+
+T = TypeVar("T")
+
+# Of gloo and of NCCL.
+_PEER_GONE = re.compile("closed by peer|reset by peer|Broken pipe|remote process exited")
 
 
 def join() -> None:
@@ -49,11 +59,37 @@ def mean(values: list[float]) -> list[float]:
     return [float(value) for value in total / dist.get_world_size()]
 
 
+def told_by_first(ask: Callable[[], T]) -> T:
+    """What ``ask`` returns on the first rank, on all ranks; only the first one asks.
+
+    Whatever decides which way all ranks go must come from one of them. If each looked at the
+    disk for itself, one might see what another has written meanwhile, and wait for ever.
+    """
+    answer: list[Any] = [ask() if is_first() else None]
+    dist.broadcast_object_list(answer, src=0)
+    told: T = answer[0]
+    return told
+
+
+@contextmanager
+def loss_is_said() -> Iterator[None]:
+    """Call it by its name when another rank has gone, as one does that the kernel has killed.
+
+    A rank that fails for a reason of its own has said so before it went, and is heard first.
+
+    Raises:
+        JobError: CRASHED, which is tried again.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not _PEER_GONE.search(str(error)):
+            raise
+        message = "another rank of the job has gone; the job's log says how, SIGKILL (signal 9) "
+        message += "mostly for want of memory"
+        raise JobError("CRASHED", message) from error
+
+
 def temporary_sibling(target: Path) -> Path:
     """A temporary directory beside ``target`` that the first rank makes and all ranks know."""
-    name: list[Path | None] = [None]
-    if is_first():
-        name[0] = manifest.temporary_sibling(target)
-    dist.broadcast_object_list(name, src=0)
-    assert name[0] is not None
-    return name[0]
+    return told_by_first(lambda: manifest.temporary_sibling(target))

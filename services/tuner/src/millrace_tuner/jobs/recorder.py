@@ -106,6 +106,7 @@ class Recorder(TrainerCallback):
         run, step = self._run, state.global_step
         written = run.trainer_directory / f"checkpoint-{step}"
         checkpoint.commit_state(written, run.spec.output_directory, step, run.spec.digest)
+        run.reporter.report("state", step=step)
         if step % run.steps_per_epoch == 0:
             run.commit_checkpoint(state)
         self._last_state_seconds = self._last_log_seconds = time.monotonic()

@@ -6,8 +6,8 @@ same specification, it goes on from the last training state that it committed.
 
 Lines on standard output (``millrace_runtime.jobs``): ``progress`` in the phases "prepare"
 (examples) and "train" (steps; metrics train_loss, train_accuracy, learning_rate,
-tokens_per_second), ``checkpoint`` (every one on disk, also those that a killed predecessor
-committed: their digests tell them apart), ``result``.
+tokens_per_second), ``state`` (one was committed; its step), ``checkpoint`` (every one on disk,
+also those that a killed predecessor committed: their digests tell them apart), ``result``.
 
 Reasons of failure: INVALID_SPEC, BASE_CHECKPOINT_INVALID, BASE_MODEL_UNSUPPORTED, FILE_MISSING,
 FILE_CHANGED, INVALID_EXAMPLE, EMPTY_FILE, TOO_FEW_EXAMPLES, NOTHING_TO_LEARN,
@@ -182,4 +182,4 @@ def result_fields(spec: Spec, final: Committed) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    jobs.run("tuner.supervised", Spec, work)
+    jobs.run("tuner.supervised", Spec, work, lambda spec: spec.output_directory)

@@ -116,11 +116,16 @@ class UploadFileHeader(_message.Message):
     FILENAME_FIELD_NUMBER: _builtins.int
     PURPOSE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     filename: _builtins.str
     purpose: Global___FilePurpose.ValueType
     request_id: _builtins.str
     """Same id, same content: the first answer again. Same id, other content: ALREADY_EXISTS."""
+    size_bytes: _builtins.int
+    """Bytes in all chunks together. Where it is said, an upload that broke off is told from one
+    that ended for certain; a client that dies can look as if it had sent everything.
+    """
     def __init__(
         self,
         *,
@@ -128,12 +133,15 @@ class UploadFileHeader(_message.Message):
         filename: _builtins.str = ...,
         purpose: Global___FilePurpose.ValueType = ...,
         request_id: _builtins.str = ...,
+        size_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes", "size_bytes", b"size_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["filename", b"filename", "parent", b"parent", "purpose", b"purpose", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes", "filename", b"filename", "parent", b"parent", "purpose", b"purpose", "request_id", b"request_id", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__size_bytes: _TypeAlias = _typing.Literal["size_bytes"]  # noqa: Y015
+    _WhichOneofArgType__size_bytes: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__size_bytes) -> _WhichOneofReturnType__size_bytes | None: ...
 
 Global___UploadFileHeader: _TypeAlias = UploadFileHeader  # noqa: Y015
 
