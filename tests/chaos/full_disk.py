@@ -39,12 +39,18 @@ _ROOMS_BYTES = (0, 4096, 20_000, 60_000)
 
 
 def run(runs: int, seed: int, directory: Path, say: Say) -> Outcome:
-    """Fail ``runs`` writes; half of them by a full disk, half by a failed system call."""
+    """Fail ``runs`` writes; half of them by a full disk, half by a failed system call.
+
+    Raises:
+        DisksNotAllowed: neither can be had on this machine.
+    """
     draw = random.Random(seed)
     violations: list[str] = []
     counts: Counter[str] = Counter()
     kinds = _allowed(directory, say)
-    for number in range(runs if kinds else 0):
+    if not kinds:
+        raise DisksNotAllowed("neither mounting nor strace is allowed here")
+    for number in range(runs):
         kind, path = kinds[number % len(kinds)], draw.choice(sorted(PATHS))
         fault = _full_disk if kind == "full disk" else _failed_call
         found = fault(path, draw, directory, counts)

@@ -6,7 +6,7 @@ models, aliases.
 RolloutChanged   a rollout is no longer in the state that it was read in
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
@@ -28,7 +28,6 @@ from millrace_registry.domain import (
 from millrace_registry.lineage_store import checkpoint_time
 from millrace_registry.rows import model_of, rollout_values, version_of
 from millrace_registry.schema import ALIASES, MODELS, ROLLOUTS, VERSIONS
-from millrace_runtime import names
 
 RecordFact = Callable[[Connection, str, Message, str], None]
 """Adds a fact to a transaction: (connection, tenant, data, traceparent)."""
@@ -53,11 +52,12 @@ def read_version(connection: Connection, tenant: str, model: str, number: int) -
 def is_overtaken(connection: Connection, version: Version) -> bool:
     """Whether a version of a newer checkpoint of the model serves already, or is about to.
 
-    Artifacts arrive in any order; what their checkpoints' ids sort by is when they were made.
+    Artifacts arrive in any order. Of one run the step says which is newer, since two processes
+    with clocks of their own may have saved them; else the id, which sorts by when it was made.
     """
     stands = (RolloutState.PENDING, RolloutState.LOADING, RolloutState.CANARY, RolloutState.SETTLED)
     query = (
-        select(VERSIONS.c.checkpoint["name"].as_string())
+        select(VERSIONS.c.checkpoint)
         .join(
             ROLLOUTS,
             (ROLLOUTS.c.tenant == VERSIONS.c.tenant)
@@ -68,8 +68,17 @@ def is_overtaken(connection: Connection, version: Version) -> bool:
         .where(VERSIONS.c.state != VersionState.QUARANTINED.value)
         .where(ROLLOUTS.c.state.in_([state.value for state in stands]))
     )
-    own = names.last_id(version.checkpoint_name)
-    return any(names.last_id(name) > own for name in connection.execute(query).scalars())
+    others = connection.execute(query).scalars()
+    return any(_is_newer(other, version.checkpoint) for other in others)
+
+
+def _is_newer(other: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+    """Compare two checkpoints, as ``compressor.v1.Checkpoint`` in JSON has them."""
+    run, _, other_id = other["name"].rpartition("/")
+    own_run, _, own_id = own["name"].rpartition("/")
+    if run == own_run:
+        return int(other.get("step", 0)) > int(own.get("step", 0))
+    return str(other_id) > str(own_id)
 
 
 def write_alias(connection: Connection, tenant: str, model: str, alias: str, version: int) -> None:
