@@ -238,6 +238,21 @@ def test_a_worker_outlives_work_that_fails(clock: FakeClock) -> None:
     assert not thread.is_alive()
 
 
+def test_work_that_failed_is_given_back_before_its_lease_runs_out(clock: FakeClock) -> None:
+    source, calls = OneTask(clock), []
+
+    def perform(lease: Lease, _stop: threading.Event) -> None:
+        calls.append(lease.id)
+        raise RuntimeError("no luck")
+
+    worker = Worker("test", source, perform, lease_seconds=3600)
+    thread = start(worker)
+    wait_until(lambda: source.released, 30, "the row is given back")
+    assert calls == ["task-1"]
+    worker.drain()
+    thread.join(10)
+
+
 def test_a_job_whose_parent_has_gone_before_it_could_ask_ends(job: str, tmp_path: Path) -> None:
     (tmp_path / "spec.json").write_text('{"mode": "good"}')
     command = [sys.executable, "-m", job, tmp_path / "spec.json"]

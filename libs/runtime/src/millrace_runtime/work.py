@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,8 +47,9 @@ class Worker:
 
     ``perform(lease, stop)`` does it; ``stop`` is set when the lease is lost (taken over, or
     the work cancelled) or the service drains, and ``perform`` must then return soon and write
-    no more. What it raises is logged; the row stays claimed until its lease runs out, so that
-    work which always fails is tried again at the lease's pace, never in a tight loop.
+    no more. What it raises is logged, and the row is given back after a second, then two, four,
+    at last at its lease's pace: work that failed by chance goes on soon, and work that always
+    fails is never tried in a tight loop.
 
     ``lease_seconds`` is how long the source's leases last: they are renewed three times in
     that time, and once a second at least.
@@ -63,6 +66,7 @@ class Worker:
         self._source = source
         self._perform = perform
         self._renew_seconds = min(lease_seconds / 3, _LONGEST_RENEWAL_SECONDS)
+        self._resting = _Resting(lease_seconds)
         self._doorbell = threading.Event()
         self._draining = threading.Event()
         self._stop_current = threading.Event()
@@ -84,12 +88,14 @@ class Worker:
             try:
                 worked = self._work_once()
             except Exception:  # the worker must outlive any one piece of work
-                LOG.exception("%s: work failed; it is tried again once its lease ends", self.name)
+                LOG.exception("%s: work failed; it is tried again", self.name)
                 worked = False
             if not worked:
                 self._doorbell.wait(_POLL_SECONDS)
 
     def _work_once(self) -> bool:
+        for rested in self._resting.due():
+            self._source.release(rested)
         lease = self._source.claim()
         if lease is None:
             return False
@@ -103,8 +109,12 @@ class Worker:
         keeper.start()
         try:
             self._perform(lease, self._stop_current)
+            self._resting.forget(lease)
         except LeaseLost as error:
             LOG.info("%s: %s", self.name, error)
+        except Exception:
+            self._resting.add(lease)
+            raise
         finally:
             finished.set()
             keeper.join()
@@ -122,6 +132,32 @@ class Worker:
                 return
             except Exception:  # a busy database is no reason to stop before the lease ends
                 LOG.exception("%s: could not renew the lease of %s", self.name, lease.id)
+
+
+class _Resting:
+    """Rows whose work has failed, until each is to be given back."""
+
+    def __init__(self, longest_seconds: float) -> None:
+        self._longest_seconds = longest_seconds
+        self._failures: Counter[str] = Counter()
+        self._until: dict[Lease, float] = {}
+
+    def add(self, lease: Lease) -> None:
+        delay_seconds = min(2.0 ** self._failures[lease.id], self._longest_seconds)
+        self._failures[lease.id] += 1
+        self._until[lease] = time.monotonic() + delay_seconds
+
+    def forget(self, lease: Lease) -> None:
+        """It went well, so what came before is forgiven."""
+        self._failures.pop(lease.id, None)
+
+    def due(self) -> list[Lease]:
+        """Leases that have rested enough; each is told once."""
+        now = time.monotonic()
+        rested = [lease for lease, until in self._until.items() if until <= now]
+        for lease in rested:
+            del self._until[lease]
+        return rested
 
 
 @dataclass(frozen=True)
