@@ -36,7 +36,7 @@ def harnesses() -> dict[str, tuple[Harness, int]]:
         "delivery": (delivery.run, 20_000),
         "fencing": (fencing.run, 500),
         "replicas": (replicas.run, 25),
-        "training": (training.run, 50),
+        "training": (training.run, 48),
         "mutations": (mutations.run, 1000),
         "full-disk": (full_disk.run, 300),
         "power-loss": (power_loss.run, 30),

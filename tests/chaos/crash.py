@@ -30,6 +30,7 @@ _KILLS_OF_A_JOB = 2
 _BYSTANDER_SHARE = 0.15
 _POLL_SECONDS = 0.02
 _RECOVERY_SECONDS = 60.0
+_SLOW_SECONDS = 8.0
 
 T = TypeVar("T")
 
@@ -159,7 +160,7 @@ def _disturb(
     """One lifecycle with ``strikes``."""
     chaos.forget_passings()
     ended = threading.Event()
-    attacker = threading.Thread(target=_attack, args=(chaos, strikes, ended, tally))
+    attacker = threading.Thread(target=_attack, args=(chaos, strikes, ended, tally, say))
     attacker.start()
     told = ", ".join(str(strike) for strike in strikes)
     try:
@@ -177,7 +178,11 @@ def _disturb(
 
 
 def _attack(
-    chaos: ChaosMesh, strikes: Sequence[Strike], ended: threading.Event, tally: Tally
+    chaos: ChaosMesh,
+    strikes: Sequence[Strike],
+    ended: threading.Event,
+    tally: Tally,
+    say: Say,
 ) -> None:
     """Carry out ``strikes`` one after the other, as far as the lifecycle passes their points."""
     for strike in strikes:
@@ -191,6 +196,8 @@ def _attack(
         seconds = _recovery(chaos, strike, fired, ended)
         if seconds is not None:
             tally.recoveries_seconds.append(seconds)
+        if seconds is not None and seconds > _SLOW_SECONDS:
+            say(f"slow: {seconds:.1f} s after {strike}")
     chaos.plan()
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.training import Bench, Kill, Told
+from tests.chaos.training import Bench, Told
+from tests.chaos.training_kills import Kill
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, as it is imported
 

@@ -33,43 +33,17 @@ from millrace_runtime import manifest
 from tests.chaos import crash_points
 from tests.chaos.crash_points import Plan
 from tests.chaos.outcome import Outcome, Say
+from tests.chaos.training_kills import Kill, draw_kills
 from tests.chaos.training_service import HEARD, Ended, Stage, open_stage
 
 NAME = "training"
 STAGES = ("trainer", "two-ranks", "tuner")
 _KILLS_IN_ONE_TRAINING = 3
-_LONGEST_WRITING_SECONDS = 0.1
 _END_SECONDS = 45.0  # what is left of a job whose rank was killed must have ended by then
 _TRAINING_SECONDS = 240.0
 _POLL_SECONDS = 0.002
 _POINTS_OF = ("rename", "replace", "fsync", "rmtree", "line", "exit")
 _ROOT = Path(__file__).resolve().parents[2]
-
-
-@dataclass(frozen=True)
-class Kill:
-    """Whom SIGKILL is for, and when.
-
-    Attributes:
-        whom: "rank", "launcher", "job" (its whole group) or "service".
-        when: "step", "moment", "writing" or "point".
-        step: not before it was heard of ("step", "writing").
-        seconds: after the job began ("moment"), or after a file appeared ("writing").
-        point, hit: of the crash point; the process that passes it kills itself.
-    """
-
-    whom: str
-    when: str
-    step: int = 0
-    seconds: float = 0.0
-    point: str = ""
-    hit: int = 1
-
-    def __str__(self) -> str:
-        where = {"step": f"step {self.step}", "point": f"{self.point} (pass {self.hit})"}
-        wrote = f"{1000 * self.seconds:.0f} ms"
-        where |= {"moment": wrote, "writing": f"{wrote} into writing after step {self.step}"}
-        return f"{self.whom} at {where[self.when]}"
 
 
 @dataclass
@@ -364,23 +338,6 @@ def _differences(ended: Ended, truth: Ended) -> Iterator[str]:
         yield f"the weights are {dict(ended.weights)}, undisturbed {dict(truth.weights)}"
 
 
-def draw_kills(bench: Bench, draw: random.Random) -> Iterator[Kill]:
-    """Kills without end; those at points are as many as all others."""
-    whoms = ("rank", "rank", "job", "service", *(() if bench.name == "tuner" else ("launcher",)))
-    steps = max(bench.truth.curve)
-    while True:
-        whom, step = draw.choice(whoms), draw.randint(1, steps - 1)
-        when = draw.choice(("step", "moment", "writing", "point", "point"))
-        if when == "point":
-            point, hit = draw.choice(bench.points)
-            yield Kill("rank", when, point=point, hit=hit)
-        elif when == "moment":
-            yield Kill(whom, when, seconds=draw.uniform(0, bench.seconds))
-        else:
-            writing = draw.uniform(0, _LONGEST_WRITING_SECONDS) if when == "writing" else 0.0
-            yield Kill(whom, when, step, writing)
-
-
 def run(runs: int, seed: int, directory: Path, say: Say) -> Outcome:
     """``runs`` kills, spread over the stages, at most three in one training."""
     draw = random.Random(seed)
@@ -393,7 +350,8 @@ def run(runs: int, seed: int, directory: Path, say: Say) -> Outcome:
             continue
         bench = Bench(name, directory)
         say(f"{name}: undisturbed in {bench.seconds:.0f} s; {len(bench.points)} crash points")
-        kills, done = draw_kills(bench, draw), 0
+        drawn_from = (max(bench.truth.curve), bench.seconds, bench.points)
+        kills, done = draw_kills(name, *drawn_from, draw), 0
         for _ in range(2 * wanted):
             if done >= wanted:
                 break

@@ -32,9 +32,10 @@ def state() -> dict[str, Any]:
 
 
 def restore(state: dict[str, Any]) -> None:
-    """Put them where ``state`` found them."""
-    name, keys, *rest = state["numpy"]
-    random.setstate(state["python"])
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    """Put them where ``state`` found them. An older state holds torch's alone."""
     torch.set_rng_state(state["cpu"])
     get_accelerator().set_rng_state(state["device"])
+    if "numpy" in state:
+        name, keys, *rest = state["numpy"]
+        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+        random.setstate(state["python"])
