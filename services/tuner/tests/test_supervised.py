@@ -198,7 +198,7 @@ def test_killed_and_stopped_it_goes_on_and_ends_with_the_same_bytes(
 
     outcome = run(ground, output, stop_at_step_3, stop=stop, state_interval_seconds=0)
     assert isinstance(outcome, JobStopped)
-    stopped_at = trained[-1]["completed"]
+    stopped_at = _steps(trained)[-1]
     assert 3 <= stopped_at < 6
     assert (
         '"reason": "CANCELLED"' not in (output.with_name("disturbed-job") / "job.log").read_text()

@@ -6,8 +6,9 @@ lines on standard output, one object a line, told apart by ``kind``:
 
 ``progress``
     ``{"kind": "progress", "phase": str, "completed": int, "total": int, "metrics": {str: float}}``
-``checkpoint``
-    something durable was committed; the fields are the job's own
+``checkpoint``, ``state``
+    something durable was committed, for others or for the job to resume from; the fields are the
+    job's own
 ``result``
     the last word of a job that succeeded; the fields are the job's own
 ``error``
