@@ -47,7 +47,8 @@ class Child:
                 break
             if self._current is not None:  # its successor runs already
                 continue
-            backoff, delay = backoff.after_end(time.monotonic() - started)
+            was_ready = self.state.ready_at is not None
+            backoff, delay = backoff.after_end(time.monotonic() - started, was_ready)
             self._log.say(f"{self.spec.name} {end}; starting it again in {delay:g} s")
             self._change(state.WAITING, last_end=end)
             with contextlib.suppress(TimeoutError):
