@@ -20,6 +20,8 @@ from millrace_data.jobs.corpus import Document
 
 SHINGLE_WORDS = 5
 PERMUTATIONS = 128
+# A pair proposed in vain costs one exact measurement; a pair missed is a duplicate kept.
+_FALSE_POSITIVES_AND_NEGATIVES = (0.1, 0.9)
 _BATCH_SHINGLES = 4096  # keeps a batch of hash values (128 x 4 bytes each) in the cache
 _MULTIPLIER = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd: mixes (Knuth, TAOCP 3, 6.4)
 _WORD = re.compile(r"\w+")
@@ -43,10 +45,10 @@ def without_near_duplicates(
     """Drop each document whose Jaccard similarity to one already kept is ``threshold`` or more.
 
     Similarity is that of the sets of five-word shingles. A pair that LSH does not propose is
-    not compared: at a similarity of exactly ``threshold`` about half are found, well above it
-    nearly all.
+    not compared: at a similarity of 0.80, 0.90 and 0.95 and a threshold of 0.8, 13 in 100, 1 in
+    1,000 and 1 in 1,000,000 are missed.
     """
-    index = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
+    index = MinHashLSH(threshold, PERMUTATIONS, weights=_FALSE_POSITIVES_AND_NEGATIVES)
     blank = MinHash(num_perm=PERMUTATIONS, hashfunc=int)
     kept: list[Document] = []
     kept_shingles: list[Shingles] = []
