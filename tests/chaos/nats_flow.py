@@ -1,5 +1,7 @@
 """A steady flow of facts from two stages to a third, through a nats-server that is disturbed.
 
+60 facts a second: some seven checkpoints of as many models carried to their rollout.
+
 Each producer has an outbox of its own and a relay; the consumer keeps an effect of each fact
 in a table without any constraint, so that one that happened twice would be seen.
 """
@@ -103,8 +105,8 @@ class Flow:
     def __init__(self, directory: Path, url: str) -> None:
         self._url = url
         self.producers = (
-            Producer(directory / "data.db", lambda n: data.DatasetReady(dataset=f"set-{n}"), 140),
-            Producer(directory / "tuner.db", lambda n: tuner.JobStarted(job=f"job-{n}"), 60),
+            Producer(directory / "data.db", lambda n: data.DatasetReady(dataset=f"set-{n}"), 40),
+            Producer(directory / "tuner.db", lambda n: tuner.JobStarted(job=f"job-{n}"), 20),
         )
         self.effects = Effects(directory / "effects.db")
         self._relays: list[tuple[Client, asyncio.Task[None]]] = []

@@ -1,6 +1,7 @@
 """Clients at work while services are restarted: every kind of request, and none may fail.
 
-No client retries. A stream may end with the error that says that the gateway was restarted; an
+No REST client retries; the gRPC client has the retry policy that the README tells clients to
+have. A stream may end with the error that says that the gateway was restarted; an
 event stream may end, and is taken up again after the last event that it gave.
 """
 
@@ -17,6 +18,7 @@ import openai
 
 from millrace.trainer.v1 import service_pb2, service_pb2_grpc
 from millrace_client import sse
+from millrace_runtime.channel import SERVICE_CONFIG
 from tests.e2e.lifecycle import Mesh
 
 RESTARTING = "gateway_restarting"
@@ -156,10 +158,12 @@ class Load:
         client.post(f"/datasets/{made['id']}/cancel", body={}, cast_to=httpx.Response)
 
     def _call_grpc(self) -> None:
-        """A client that knows nothing of retries, through the public gRPC port."""
+        """Through the public gRPC port."""
         request = service_pb2.ListRunsRequest(parent="tenants/default", page_size=5)
         metadata = (("authorization", f"Bearer {self._mesh.key}"),)
-        with grpc.insecure_channel(self._mesh.layout.address("gateway.grpc")) as channel:
+        address = self._mesh.layout.address("gateway.grpc")
+        options = [("grpc.service_config", SERVICE_CONFIG)]
+        with grpc.insecure_channel(address, options=options) as channel:
             stub = service_pb2_grpc.TrainerServiceStub(channel)
             while not self._stop.wait(_PAUSE_SECONDS):
                 self._attempt(

@@ -82,12 +82,24 @@ def test_what_failed_its_gate_or_has_not_ended_is_left_alone(world: World) -> No
     assert world.app.versions("acme", "demo", 10, "") == ([], "")
 
 
-def test_it_reads_no_further_than_a_page_that_holds_nothing_new(world: World) -> None:
+def test_it_reads_all_once_and_then_no_further_than_a_page_without_news(world: World) -> None:
     compressor = PlayedCompressor()
     compressor.compressions = [compression(world, number) for number in range(1, 7)]
+    world.finish_again(5)
+    world.finish_again(6)
     reconcile = ArtifactReconciler(compressor, world.catalogue, world.app)
     reconcile()
     assert len(world.app.versions("acme", "demo", 10, "")[0]) == 6
     compressor.pages = 0
     reconcile()
     assert compressor.pages == 1
+
+
+def test_the_version_stays_in_its_compressions_trace(world: World) -> None:
+    compressor = PlayedCompressor()
+    found = compression(world, 1)
+    found.traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    compressor.compressions = [found]
+    ArtifactReconciler(compressor, world.catalogue, world.app)()
+    (version,), _ = world.app.versions("acme", "demo", 10, "")
+    assert version.traceparent == found.traceparent

@@ -3,6 +3,9 @@
 A service may be restarted at any time. A call that it did not take is sent again, for about
 three seconds within its deadline: callers see a slower answer, no error. That is safe because
 all that is created carries a request id.
+
+    SERVICE_CONFIG  the same for gRPC clients outside the mesh (channel argument
+                    ``grpc.service_config``; https://grpc.io/docs/guides/service-config)
 """
 
 import json
@@ -26,10 +29,10 @@ _RETRIES = {
     # A server that is stopping says CANCELLED to the calls that reach it before clients know.
     "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
 }
-_SERVICE_CONFIG = json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": _RETRIES}]})
+SERVICE_CONFIG = json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": _RETRIES}]})
 OPTIONS: Sequence[tuple[str, Any]] = (
     ("grpc.enable_retries", 1),
-    ("grpc.service_config", _SERVICE_CONFIG),
+    ("grpc.service_config", SERVICE_CONFIG),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.initial_reconnect_backoff_ms", 100),
 )

@@ -31,9 +31,12 @@ from sqlalchemy import (
 
 from millrace.topology import fact_of
 from millrace_runtime import cloudevent, names, telemetry
+from millrace_runtime.errors import InvalidArgument
 
 _BATCH_SIZE = 500
 _PAGE_SIZE = 5000
+# nats-server takes messages of 1 MiB with their headers; a larger fact would block its relay.
+MAXIMUM_FACT_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,9 @@ class Outbox:
         """Add the fact that ``message`` states to the caller's transaction; return its id.
 
         ``traceparent`` defaults to the current span's.
+
+        Raises:
+            InvalidArgument: FACT_TOO_LARGE; nothing was recorded.
         """
         parent = telemetry.current_traceparent() if traceparent is None else traceparent
         event = cloudevent.Event(
@@ -107,11 +113,18 @@ class Outbox:
             time=self._now(),
             traceparent=parent,
         )
+        document = cloudevent.to_json(event)
+        if len(document) > MAXIMUM_FACT_BYTES:
+            raise InvalidArgument(
+                f"{event.subject} would be a fact of {len(document)} bytes; it may have"
+                f" {MAXIMUM_FACT_BYTES}",
+                reason="FACT_TOO_LARGE",
+            )
         connection.execute(
             self._table.insert().values(
                 id=event.id,
                 subject=event.subject,
-                document=cloudevent.to_json(event),
+                document=document,
                 traceparent=parent,
             )
         )

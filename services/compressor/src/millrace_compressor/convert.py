@@ -101,6 +101,7 @@ def compression_to_proto(compression: Compression) -> service_pb2.Compression:
             metrics=progress.metrics,
         ),
         create_time=_timestamp(compression.create_time),
+        traceparent=compression.traceparent,
     )
     if compression.failure is not None:
         message.failure.CopyFrom(_failure_to_proto(compression))

@@ -13,7 +13,11 @@ _PAGE_SIZE = 200
 
 
 class ArtifactReconciler:
-    """Registers what passed its gate and has no version: a fact may be late, or lost."""
+    """Registers what passed its gate and has no version: a fact may be late, or lost.
+
+    The first sweep reads all compressions; later ones end, newest first, with a page that holds
+    nothing new.
+    """
 
     def __init__(
         self,
@@ -24,6 +28,7 @@ class ArtifactReconciler:
         self._compressor = compressor
         self._catalogue = catalogue
         self._app = app
+        self._has_read_all = False
 
     @classmethod
     def at(
@@ -33,7 +38,6 @@ class ArtifactReconciler:
         return cls(stub, catalogue, app)
 
     def __call__(self) -> None:
-        """Look at compressions, newest first, until a page holds nothing new."""
         token = ""
         while True:
             request = compressor_pb2.ListCompressionsRequest(
@@ -44,7 +48,9 @@ class ArtifactReconciler:
             for found in reversed(new):
                 self._register(found)
             token = page.next_page_token
-            if not token or not new:
+            if not token:
+                self._has_read_all = True
+            if not token or (self._has_read_all and not new):
                 return
 
     def _is_missing(self, found: compressor_pb2.Compression) -> bool:
@@ -64,6 +70,6 @@ class ArtifactReconciler:
             checkpoint=convert.document_of(found.checkpoint),
             measurements=convert.document_of(found.measurements),
             base_model=base_model_of(found.checkpoint.model),
-            traceparent="",
+            traceparent=found.traceparent,
             is_by_hand=not found.deployment,
         )

@@ -258,12 +258,15 @@ class Compression(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     FINISH_TIME_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """tenants/{tenant}/compressions/{compression}"""
     target: Global___Target.ValueType
     deployment: _builtins.str
     """Deployment that asked for it; empty when a person did."""
     state: _lifecycle_pb2.WorkState.ValueType
+    traceparent: _builtins.str
+    """W3C traceparent of what asked for it."""
     @_builtins.property
     def checkpoint(self) -> Global___CheckpointReference: ...
     @_builtins.property
@@ -305,10 +308,11 @@ class Compression(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         finish_time: _timestamp_pb2.Timestamp | None = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "checkpoint", b"checkpoint", "create_time", b"create_time", "failure", b"failure", "finish_time", b"finish_time", "gate", b"gate", "measurements", b"measurements", "progress", b"progress", "start_time", b"start_time", "verdict", b"verdict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "checkpoint", b"checkpoint", "create_time", b"create_time", "deployment", b"deployment", "failure", b"failure", "finish_time", b"finish_time", "gate", b"gate", "measurements", b"measurements", "name", b"name", "progress", b"progress", "start_time", b"start_time", "state", b"state", "target", b"target", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "checkpoint", b"checkpoint", "create_time", b"create_time", "deployment", b"deployment", "failure", b"failure", "finish_time", b"finish_time", "gate", b"gate", "measurements", b"measurements", "name", b"name", "progress", b"progress", "start_time", b"start_time", "state", b"state", "target", b"target", "traceparent", b"traceparent", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
