@@ -29,7 +29,7 @@ status: setup ## Say what runs
 	@.venv/bin/millrace status
 
 ##@ Develop
-.PHONY: setup test check chaos format protos clean
+.PHONY: setup test check chaos bench format protos clean
 setup: ## Make the two virtual environments (quick when nothing changed)
 	@deploy/local/setup.sh
 test: setup ## Every check and every test; T=path runs one test alone
@@ -54,6 +54,8 @@ check: setup checks-tools ## Lint, types, layers, contracts, sizes
 chaos: setup ## Break everything, for long; RUNS=1000 SEED=1 ONLY=crash,nats narrow it
 	@$(PYTHON) -m tests.chaos $(if $(RUNS),--runs $(RUNS)) $(if $(SEED),--seed $(SEED)) \
 	  $(if $(ONLY),--only $(ONLY))
+bench: setup ## How fast it is, as ratios in one run; BASELINE=commit compares, ONLY=road,proxy
+	@$(PYTHON) -m tests.bench $(if $(ONLY),--only $(ONLY)) $(if $(BASELINE),--baseline $(BASELINE))
 format: setup ## Format the code
 	@ruff check --fix . && ruff format .
 protos: setup ## Generate the contracts' code, the AsyncAPI document and the diagram
