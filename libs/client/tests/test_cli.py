@@ -307,6 +307,22 @@ def test_a_secret_is_on_a_line_of_its_own(millrace: CommandLine):
     assert millrace.gateway.body() == {"display_name": "", "role": "member", "tenant": "acme"}
 
 
+def test_a_keys_limits_are_given_and_taken_away(millrace: CommandLine):
+    key = {"id": "key-1", "tenant": "acme", "role": "member", "secret": "sk-mr-new"}
+    millrace.gateway.answer("POST /v1/keys", key)
+    millrace("keys", "create", "--requests-per-minute", "60", "--concurrent", "2")
+    assert millrace.gateway.body() == {
+        "display_name": "",
+        "role": "member",
+        "requests_per_minute": 60,
+        "concurrent_generations": 2,
+    }
+    millrace.gateway.answer("PATCH /v1/keys/key-1", key)
+    arguments = ("--tenant", "acme", "--tokens-per-minute", "0", "--priority", "low")
+    assert millrace("keys", "update", "key-1", *arguments).exit_code == 0
+    assert millrace.gateway.body() == {"tokens_per_minute": None, "priority": "low"}
+
+
 def test_a_deployment_is_updated_by_what_is_given(millrace: CommandLine):
     millrace.gateway.answer("PATCH /v1/deployments/deployment-1", {"id": "deployment-1"})
     arguments = ("--tracking", "final", "--step", "0.1", "--step", "0.5")

@@ -4,8 +4,9 @@ import asyncio
 import hashlib
 import itertools
 import json
+import re
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +44,26 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# Takes tools, and prints calls as Hermes and Qwen write them.
+TOOL_TEMPLATE = (
+    "{% if tools %}<tools>{% for tool in tools %}{{ tool | tojson }}{% endfor %}</tools>\n"
+    "{% endif %}{% for message in messages %}<|{{ message.role }}|>{{ message.content }}"
+    "{% for call in message.tool_calls or [] %}"
+    '<tool_call>{"name": "{{ call.function.name }}", '
+    '"arguments": {{ call.function.arguments | tojson }}}</tool_call>{% endfor %}'
+    "{{ message.tool_call_id }}\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+WEATHER_PARAMETERS = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+WEATHER_CALL = [
+    "<tool",
+    '_call>\n{"name": "weather", "argu',
+    'ments": {"city": "Köln"}}\n</tool_call>',
+]
 
 
 _NUMBERS = itertools.count(1)
@@ -499,6 +520,8 @@ class Answer:
     pause_seconds: float = 0.0
     # Instead of one pause for all: one before each piece.
     pauses: list[float] = field(default_factory=list)
+    # Of each piece; without, each is -0.5, -1.0, … by its place.
+    logprobs: list[float | None] | None = None
     # Fails with this status: before the first piece, or after the last when there are pieces.
     failure: tuple[grpc.StatusCode, str] | None = None
 
@@ -511,6 +534,8 @@ class FakeTriton(triton_grpc.GRPCInferenceServiceServicer):
 
     def reset(self) -> None:
         self.answer = Answer(["Hel", "lo", " 🙂"])
+        # Answers a request in its own way; without, all are answered with ``answer``.
+        self.answer_to: Callable[[dict[str, Any]], Answer] | None = None
         self.requests: list[dict[str, Any]] = []
         self.metadata: list[dict[str, str]] = []
         self.running = 0
@@ -522,7 +547,7 @@ class FakeTriton(triton_grpc.GRPCInferenceServiceServicer):
         try:
             async for request in requests:
                 self.requests.append(read_request(request))
-                async for response in self._respond(context):
+                async for response in self._respond(self.requests[-1], context):
                     yield response
         except asyncio.CancelledError:
             self.cancelled += 1
@@ -530,14 +555,54 @@ class FakeTriton(triton_grpc.GRPCInferenceServiceServicer):
         finally:
             self.running -= 1
 
-    async def _respond(self, context: Any) -> AsyncIterator[Any]:
-        answer = self.answer
+    async def _respond(self, request: dict[str, Any], context: Any) -> AsyncIterator[Any]:
+        answer = self.answer_to(request) if self.answer_to else self.answer
+        sampling = request["sampling"]
+        if sampling.get("max_tokens") == 0:
+            answer = Answer([""], finish_reason="length", failure=answer.failure)
         for index, piece in enumerate(answer.pieces):
             await asyncio.sleep(answer.pauses[index] if answer.pauses else answer.pause_seconds)
             is_last = index == len(answer.pieces) - 1 and answer.failure is None
-            yield stream_response(piece, 1, answer.finish_reason if is_last else "")
+            more: dict[str, str] = {}
+            if "logprobs" in sampling:
+                more["logprobs"] = json.dumps(piece_logprobs(answer, index, sampling["logprobs"]))
+            if is_last and sampling.get("prompt_logprobs"):
+                tops = sampling.get("logprobs", 0)
+                more["prompt_logprobs"] = json.dumps(prompt_logprobs(request, tops))
+            tokens = 0 if sampling.get("max_tokens") == 0 else 1
+            yield stream_response(piece, tokens, answer.finish_reason if is_last else "", more)
         if answer.failure is not None:
             await context.abort(*answer.failure)
+
+
+def piece_logprobs(answer: Answer, index: int, alternatives: int) -> list[dict[str, Any]]:
+    """As the engine tells a piece's token and its alternatives; of an empty piece nothing."""
+    piece = answer.pieces[index]
+    logprob = answer.logprobs[index] if answer.logprobs else -0.5 * (index + 1)
+    return [token_logprob(100 + index, piece, logprob, alternatives)] if piece else []
+
+
+def prompt_logprobs(request: dict[str, Any], alternatives: int) -> list[dict[str, Any]]:
+    """A text is a token for each word with the space before it; ids are spelled ``<id>``."""
+    pieces = re.findall(r"\s*\S+|\s+$", request["prompt"]) if "prompt" in request else None
+    ids = request.get("input_ids") or list(range(len(pieces or ())))
+    spelled = pieces or [f"<{token}>" for token in ids]
+    return [
+        token_logprob(token, text, -1.0 - n if n else None, alternatives if n else 0)
+        for n, (token, text) in enumerate(zip(ids, spelled, strict=True))
+    ]
+
+
+def token_logprob(
+    token: int, text: str, logprob: float | None, alternatives: int
+) -> dict[str, Any]:
+    """One token; its alternatives are ``a0``, ``a1``, … with -0.25, -0.5, …"""
+    top = [
+        {"id": n, "token": f"a{n}", "logprob": -0.25 * (n + 1), "bytes": list(f"a{n}".encode())}
+        for n in range(alternatives)
+    ]
+    spelled = [] if text.startswith("<|") else list(text.encode())
+    return {"id": token, "token": text, "logprob": logprob, "bytes": spelled, "top": top}
 
 
 def read_request(request: Any) -> dict[str, Any]:
@@ -558,7 +623,9 @@ def read_request(request: Any) -> dict[str, Any]:
     return seen
 
 
-def stream_response(text: str, tokens: int, finish_reason: str) -> Any:
+def stream_response(
+    text: str, tokens: int, finish_reason: str, more: dict[str, str] | None = None
+) -> Any:
     response = triton_pb2.ModelInferResponse(model_name="default.demo", model_version="1")
     outputs: list[tuple[str, str, bytes]] = [
         ("text", "BYTES", _bytes(text)),
@@ -570,6 +637,7 @@ def stream_response(text: str, tokens: int, finish_reason: str) -> Any:
             ("prompt_token_count", "INT32", struct.pack("<i", 7)),
             ("timing", "BYTES", _bytes("{}")),
         ]
+    outputs += [(name, "BYTES", _bytes(document)) for name, document in (more or {}).items()]
     for name, datatype, raw in outputs:
         response.outputs.add(name=name, datatype=datatype, shape=[1])
         response.raw_output_contents.append(raw)

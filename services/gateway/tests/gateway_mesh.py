@@ -49,6 +49,7 @@ class Mesh:
         self.url = f"http://127.0.0.1:{self.http_port}"
         self.grpc_address = f"127.0.0.1:{self.grpc_port}"
         self.operator_key_path = folder / "secrets" / "operator-key"
+        self.data_root = folder / "data"
         self._folder = folder
         self._settings = settings
         self._thread = threading.Thread(target=self._run, name="mesh")
@@ -191,6 +192,8 @@ class Mesh:
                 "nats_url": f"nats://127.0.0.1:{free_port()}",
                 "internal_token": SecretStr(INTERNAL_TOKEN),
                 "drain_seconds": 1.0,
+                "data_root": str(self.data_root),
+                "scratch_directory": self._folder / "scratch",
                 **addresses,
                 **self._settings,
             }

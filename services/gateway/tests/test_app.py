@@ -2,7 +2,7 @@
 
 import asyncio
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -10,8 +10,20 @@ from pathlib import Path
 import pytest
 
 from millrace_gateway.app import REMEMBERED_SECONDS, KeyRing, Keys, bearer
-from millrace_gateway.domain import Key, Principal, Role, secret_digest
-from millrace_runtime.errors import NotFound, PermissionDenied, Unauthenticated
+from millrace_gateway.domain import (
+    Key,
+    KeyLimits,
+    Principal,
+    Priority,
+    Role,
+    secret_digest,
+)
+from millrace_runtime.errors import (
+    FailedPrecondition,
+    NotFound,
+    PermissionDenied,
+    Unauthenticated,
+)
 from millrace_testkit.clock import FakeClock
 
 OPERATOR = Principal("default", "key-0", Role.OPERATOR)
@@ -30,6 +42,17 @@ class FakeStore:
         for digest, key in self.keys.items():
             if (key.tenant, key.id) == (tenant, key_id):
                 self.keys[digest] = replace(key, revoke_time=key.revoke_time or now)
+                return self.keys[digest]
+        return None
+
+    def change_limits(
+        self, tenant: str, key_id: str, changes: Mapping[str, int | Priority | None]
+    ) -> Key | None:
+        for digest, key in self.keys.items():
+            if (key.tenant, key.id) == (tenant, key_id):
+                if key.revoke_time is None:
+                    limits = replace(key.limits, **changes)  # type: ignore[arg-type]
+                    self.keys[digest] = replace(key, limits=limits)
                 return self.keys[digest]
         return None
 
@@ -79,10 +102,40 @@ def test_an_operator_makes_a_key_for_any_tenant(
     assert len(rings) == 1
 
 
+def test_limits_are_changed_one_by_one(keys: Keys, rings: list[None]) -> None:
+    limits = KeyLimits(60, 1000, 2)
+    key, _ = keys.create(OPERATOR, "acme", "ci", Role.MEMBER, limits)
+    assert key.limits == key.principal.limits == limits
+    changes = {"tokens_per_minute": None, "priority": Priority.LOW}
+    changed = keys.change_limits(OPERATOR, "acme", key.id, changes)
+    assert changed.limits == KeyLimits(60, None, 2, Priority.LOW)
+    assert len(rings) == 2
+    with pytest.raises(NotFound):
+        keys.change_limits(OPERATOR, "default", key.id, changes)
+    keys.revoke(OPERATOR, "acme", key.id)
+    with pytest.raises(FailedPrecondition):
+        keys.change_limits(OPERATOR, "acme", key.id, changes)
+
+
+def test_changed_limits_are_seen_within_the_remembered_time(keys: Keys, store: FakeStore) -> None:
+    key, secret = keys.create(OPERATOR, "acme", "", Role.MEMBER)
+    now = [100.0]
+
+    async def scenario() -> None:
+        ring = KeyRing(store.find_live, lambda: now[0])
+        assert (await ring.authenticate(secret)).limits == KeyLimits()
+        keys.change_limits(OPERATOR, "acme", key.id, {"requests_per_minute": 5})
+        now[0] += REMEMBERED_SECONDS
+        assert (await ring.authenticate(secret)).limits == KeyLimits(5)
+
+    asyncio.run(scenario())
+
+
 def test_a_member_may_not_manage_keys(keys: Keys) -> None:
     for action in (
         lambda: keys.create(MEMBER, "default", "", Role.MEMBER),
         lambda: keys.list(MEMBER, "default", 0, ""),
+        lambda: keys.change_limits(MEMBER, "default", "key-1", {"requests_per_minute": None}),
         lambda: keys.revoke(MEMBER, "default", "key-1"),
     ):
         with pytest.raises(PermissionDenied):

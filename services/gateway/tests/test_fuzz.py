@@ -24,8 +24,64 @@ VALID: dict[str, dict[str, Any]] = {
         "stop": ["a"],
         "stream_options": {"include_usage": True},
         "seed": 1,
+        "n": 2,
+        "logprobs": True,
+        "top_logprobs": 1,
+        "logit_bias": {"5": 1.5},
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "f", "schema": {"type": "object"}, "strict": True},
+        },
     },
-    "/v1/completions": {"model": "demo", "prompt": "x", "max_tokens": 4, "stop": "a"},
+    "/v1/chat/completions?tools": {
+        "model": "demo",
+        "messages": [
+            {"role": "user", "content": "x"},
+            {
+                "role": "assistant",
+                "tool_calls": [
+                    {
+                        "id": "c",
+                        "type": "function",
+                        "function": {"name": "f", "arguments": "{}"},
+                    }
+                ],
+            },
+            {"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": "x"}]},
+        ],
+        "tools": [
+            {
+                "type": "function",
+                "function": {"name": "f", "parameters": {"$ref": "#"}, "strict": True},
+            }
+        ],
+        "tool_choice": {"type": "function", "function": {"name": "f"}},
+        "parallel_tool_calls": False,
+    },
+    "/v1/completions": {
+        "model": "demo",
+        "prompt": [[1, 2], [3]],
+        "max_tokens": 4,
+        "stop": "a",
+        "echo": True,
+        "logprobs": 2,
+        "n": 2,
+    },
+    "/v1/responses": {
+        "model": "demo",
+        "input": [
+            {"role": "user", "content": [{"type": "input_text", "text": "x"}]},
+            {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c", "output": "x"},
+        ],
+        "instructions": "x",
+        "text": {"format": {"type": "json_schema", "name": "f", "schema": {"type": "object"}}},
+        "include": ["message.output_text.logprobs"],
+        "tools": [{"type": "function", "name": "f", "parameters": {}}],
+    },
+    "/tokenize": {"model": "demo", "messages": [{"role": "user", "content": "x"}]},
+    "/detokenize": {"model": "demo", "tokens": [1]},
+    "/v1/embeddings": {"model": "demo", "input": ["x"]},
     "/v1/fine_tuning/jobs": {
         "model": "demo",
         "training_file": "file-1",

@@ -217,6 +217,21 @@ def test_keys(mesh: Mesh, channel: grpc.Channel, key: Any) -> None:
     assert made.secret.startswith("sk-mr-")
     listing = gateway_pb2.ListKeysRequest(parent="tenants/team-c")
     assert list(stub.ListKeys(listing, metadata=operator, timeout=5).keys) == [made.key]
+    assert made.key.limits == gateway_pb2.KeyLimits(priority=gateway_pb2.KEY_PRIORITY_DEFAULT)
+    limits = gateway_pb2.KeyLimits(
+        requests_per_minute=5, concurrent_generations=2, priority=gateway_pb2.KEY_PRIORITY_LOW
+    )
+    update = gateway_pb2.UpdateKeyRequest(name=made.key.name, limits=limits)
+    refused(stub.UpdateKey, update, key, grpc.StatusCode.PERMISSION_DENIED)
+    assert stub.UpdateKey(update, metadata=operator, timeout=5).key.limits == limits
+    request.limits.tokens_per_minute = 0
+    zero = refused(stub.CreateKey, request, operator, grpc.StatusCode.INVALID_ARGUMENT)
+    assert zero.field == "limits.tokens_per_minute"
+    request.limits.tokens_per_minute = 9
+    limited = stub.CreateKey(request, metadata=operator, timeout=5).key
+    assert limited.limits.tokens_per_minute == 9
+    assert not limited.limits.HasField("requests_per_minute")
+    stub.RevokeKey(gateway_pb2.RevokeKeyRequest(name=limited.name), metadata=operator, timeout=5)
     revoked = stub.RevokeKey(
         gateway_pb2.RevokeKeyRequest(name=made.key.name), metadata=operator, timeout=5
     )

@@ -264,6 +264,7 @@ def test_rollouts(mesh: Mesh, client: httpx.Client) -> None:
         ("runs/run-1/checkpoints/ckpt-1", "tenants/default/runs/run-1/checkpoints/ckpt-1"),
         ("models/demo/versions/1", "tenants/default/models/demo/versions/1"),
         (DIGEST, DIGEST),
+        ("fp_" + "ab" * 8, "sha256:" + "ab" * 8),
     ],
 )
 def test_lineage(mesh: Mesh, client: httpx.Client, reference: str, name: str) -> None:
@@ -278,7 +279,7 @@ def test_lineage(mesh: Mesh, client: httpx.Client, reference: str, name: str) ->
 
 
 @pytest.mark.parametrize(
-    "reference", ["tenants/acme/runs/run-1", "a/b/c/d/e", "nobody@5", "run-a b"]
+    "reference", ["tenants/acme/runs/run-1", "a/b/c/d/e", "nobody@5", "run-a b", "fp_abc"]
 )
 def test_lineage_of_nothing(client: httpx.Client, reference: str) -> None:
     assert client.get(f"/v1/lineage/{reference}").status_code == 404

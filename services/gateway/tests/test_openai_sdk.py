@@ -1,6 +1,7 @@
 """The unmodified ``openai`` package against the gateway."""
 
 import json
+import re
 from typing import Any
 
 import openai
@@ -106,11 +107,18 @@ def test_completion_stream(mesh: Mesh) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("n", 2),
-        ("logprobs", True),
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("response_format", {"type": "json_object"}),
-        ("logit_bias", {"1": 5}),
+        ("n", 17),
+        ("top_logprobs", 2),
+        ("tools", [{"type": "custom", "custom": {"name": "f"}}]),
+        ("tool_choice", "required"),
+        ("response_format", {"type": "grammar"}),
+        ("logit_bias", {"one": 5}),
+        ("logit_bias", {"1": 101}),
+        ("audio", {"voice": "alloy", "format": "wav"}),
+        ("modalities", ["audio"]),
+        ("functions", [{"name": "f"}]),
+        ("prediction", {"type": "content", "content": "x"}),
+        ("store", True),
         ("temperature", 9),
         ("top_p", 0),
         ("max_tokens", 0),
@@ -124,7 +132,8 @@ def test_what_is_not_supported_is_refused_by_name(mesh: Mesh, field: str, value:
             messages=[{"role": "user", "content": "x"}],
             extra_body={field: value},
         )
-    assert caught.value.param is not None and caught.value.param.split(".")[0] == field
+    assert caught.value.param is not None
+    assert re.split(r"[.\[]", caught.value.param)[0] == field
     assert mesh.triton.requests == []
 
 

@@ -2,12 +2,21 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millrace_gateway.route import Choice, Route, RouteTable, Target, candidates, choose
+from millrace_gateway.route import (
+    Choice,
+    Route,
+    RouteTable,
+    Target,
+    available,
+    candidates,
+    choose,
+)
 from millrace_runtime.errors import NotFound, Unavailable
 
 shares = st.lists(st.integers(0, 100), min_size=1, max_size=5).filter(any)
@@ -86,6 +95,61 @@ def test_what_failed_is_not_chosen_again(
         assert choice is None
     else:
         assert choice is not None and choice not in excluded
+
+
+@given(shares, randoms, st.data())
+def test_the_least_loaded_endpoint_is_chosen(
+    weights: list[int], random: float, data: st.DataObject
+) -> None:
+    targets = targets_of(weights, endpoints=3)
+    loads = {
+        endpoint: data.draw(st.integers(0, 3))
+        for target in targets
+        for endpoint in target.endpoints
+    }
+    ejected = data.draw(ejections(targets))
+    choice = choose(targets, random, (), loads, ejected)
+    without_loads = choose(targets, random)
+    assert choice is not None and without_loads is not None
+    assert choice.target == without_loads.target, "shares are kept to, whatever the endpoints do"
+    open_endpoints = available(choice.target, (), ejected)
+    assert loads[choice.endpoint] == min(loads[endpoint] for endpoint in open_endpoints)
+
+
+@given(st.data())
+def test_endpoints_that_are_equally_loaded_are_used_evenly(data: st.DataObject) -> None:
+    targets = targets_of([1], endpoints=3)
+    busy, *idle = data.draw(st.permutations(targets[0].endpoints))
+    count = 1000
+    used = Counter(
+        choice.endpoint
+        for place in range(count)
+        if (choice := choose(targets, place / count, (), {busy: 1})) is not None
+    )
+    assert busy not in used
+    assert abs(used[idle[0]] - used[idle[1]]) <= 1
+
+
+def ejections(targets: Sequence[Target]) -> st.SearchStrategy[dict[tuple[int, str], float]]:
+    places = [(target.version, endpoint) for target in targets for endpoint in target.endpoints]
+    return st.dictionaries(st.sampled_from(places), st.floats(1, 100))
+
+
+@given(shares, st.data())
+def test_ejected_endpoints_are_passed_over_until_all_are(
+    weights: list[int], data: st.DataObject
+) -> None:
+    targets = targets_of(weights, endpoints=3)
+    ejected = data.draw(ejections(targets))
+    for target in targets:
+        found = available(target, (), ejected)
+        good = [e for e in target.endpoints if (target.version, e) not in ejected]
+        if good:
+            assert list(found) == good
+        else:
+            (least_bad,) = found
+            until = [ejected[target.version, endpoint] for endpoint in target.endpoints]
+            assert ejected[target.version, least_bad] == min(until)
 
 
 @given(shares, randoms, st.integers(1, 5))

@@ -1,15 +1,17 @@
 """The gateway's tables, on SQLite and on PostgreSQL."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
+import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from millrace.gateway.v1 import events_pb2
 from millrace_gateway.__main__ import MIGRATIONS
-from millrace_gateway.domain import Key, Role
-from millrace_gateway.store import METADATA, OUTBOX, KeyTable
+from millrace_gateway.domain import Key, KeyLimits, Priority, Role
+from millrace_gateway.store import KEYS, METADATA, OUTBOX, KeyTable
 from millrace_runtime import cloudevent, names
 from millrace_runtime.database import Database, migrate
 from millrace_runtime.outbox import Outbox
@@ -63,6 +65,36 @@ def test_revoking_twice_is_as_once(database: Database, table: KeyTable) -> None:
     assert table.find_live("sha256:1") is None
     kinds = [fact.fact.fact for fact in facts(database)]
     assert kinds == ["key.created", "key.revoked"]
+
+
+def test_limits_are_kept_and_changed(database: Database, table: KeyTable) -> None:
+    key = replace(a_key(), limits=KeyLimits(60, 100_000, 4, Priority.HIGH))
+    table.add(key, "sha256:1")
+    assert table.find_live("sha256:1") == key
+    changes = {"requests_per_minute": None, "priority": Priority.LOW}
+    changed = table.change_limits("acme", key.id, changes)
+    assert changed == replace(key, limits=KeyLimits(None, 100_000, 4, Priority.LOW))
+    assert table.find_live("sha256:1") == changed
+    assert table.change_limits("default", key.id, changes) is None
+    table.revoke("acme", key.id, NOW)
+    revoked = table.change_limits("acme", key.id, {"tokens_per_minute": 1})
+    assert revoked is not None and revoked.limits == changed.limits
+    kinds = [fact.fact.fact for fact in facts(database)]
+    assert kinds == ["key.created", "key.updated", "key.revoked"]
+
+
+def test_a_process_that_knows_no_limits_yet_can_make_keys(
+    database: Database, table: KeyTable
+) -> None:
+    """While a gateway is restarted the old one still runs, on the new tables."""
+    old = sa.text(
+        "INSERT INTO keys (id, tenant, display_name, role, secret_digest, create_time) "
+        "VALUES ('key-1', 'acme', '', 'member', 'sha256:1', :now)"
+    )
+    with database.transaction() as connection:
+        connection.execute(old.bindparams(sa.bindparam("now", NOW, KEYS.c.create_time.type)))
+    found = table.find_live("sha256:1")
+    assert found is not None and found.limits == KeyLimits()
 
 
 def test_a_key_is_its_tenants_alone(table: KeyTable) -> None:

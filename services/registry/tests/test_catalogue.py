@@ -188,10 +188,14 @@ def test_lineage_goes_both_ways(world: World) -> None:
     ]
     for _ in range(2):  # a fact may come twice
         world.app.learn(nodes, chain)
-    for start in (names["dataset"], names["checkpoint"], "sha256:" + "d" * 64):
+    digest = "sha256:" + "d" * 64
+    for start in (names["dataset"], names["checkpoint"], digest, digest[:23]):
         found, edges = world.app.lineage("acme", start)
         assert {node.kind for node in found} == {"dataset", "run", "checkpoint"}
         assert sorted(edges, key=lambda edge: edge.cause) == chain
+    for nothing in ("sha256:" + "e" * 16, "sha256:%"):
+        with pytest.raises(NotFound):
+            world.app.lineage("acme", nothing)
 
 
 def test_registrations_that_race_make_one_version_each(world: World) -> None:

@@ -31,6 +31,11 @@ def test_either_form_of_prompt_may_be_left_out() -> None:
     assert list(inputs["input_ids"].dims) == [-1]
 
 
+def test_all_that_the_engine_sends_is_declared() -> None:
+    outputs = {output.name for output in generation_config("m", [1], EngineSettings()).output}
+    assert {"text", "logprobs", "prompt_logprobs", "timing"} <= outputs
+
+
 def test_settings_reach_the_engine_as_numbers_in_strings() -> None:
     parameters = generation_config("m", [1], EngineSettings(max_sequences=8)).parameters
     assert int(parameters["max_sequences"].string_value) == 8

@@ -91,6 +91,7 @@ FACTS: tuple[Fact, ...] = (
     Fact("rollout.settled", "registry", registry.RolloutSettled, consumers=("tuner",)),
     Fact("rollout.reversed", "registry", registry.RolloutReversed, consumers=("tuner",)),
     Fact("key.created", "gateway", gateway.KeyCreated),
+    Fact("key.updated", "gateway", gateway.KeyUpdated),
     Fact("key.revoked", "gateway", gateway.KeyRevoked),
 )
 

@@ -7,10 +7,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-# Everything but inference, health, metadata and statistics asks for the registry's key. The
-# header is "triton-grpc-protocol-" + key in gRPC metadata and the bare key in HTTP:
+# Everything but inference, health, metadata, statistics and the configuration of models, which can
+# only be read, asks for the registry's key. The header is "triton-grpc-protocol-" + key in gRPC
+# metadata and the bare key in HTTP:
 # https://github.com/triton-inference-server/server/blob/r24.10/docs/customization_guide/inference_protocols.md#limit-endpoint-access-beta
-RESTRICTED = "shared-memory,model-config,model-repository,trace,logging"
+RESTRICTED = "shared-memory,model-repository,trace,logging"
 CONTROL_HEADER = "millrace-control"
 GRPC_HEADER = f"triton-grpc-protocol-{CONTROL_HEADER}"
 

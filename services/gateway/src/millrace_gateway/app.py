@@ -3,15 +3,29 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from millrace_gateway.domain import Key, Principal, Role, is_secret, new_secret, secret_digest
+from millrace_gateway.domain import (
+    Key,
+    KeyLimits,
+    Principal,
+    Priority,
+    Role,
+    is_secret,
+    new_secret,
+    secret_digest,
+)
 from millrace_runtime import names, paging
-from millrace_runtime.errors import NotFound, PermissionDenied, Unauthenticated
+from millrace_runtime.errors import (
+    FailedPrecondition,
+    NotFound,
+    PermissionDenied,
+    Unauthenticated,
+)
 
 REMEMBERED_SECONDS = 1.0
 _MOST_REMEMBERED = 10_000
@@ -24,6 +38,10 @@ class KeyStore(Protocol):
 
     def revoke(self, tenant: str, key_id: str, now: datetime) -> Key | None: ...
 
+    def change_limits(
+        self, tenant: str, key_id: str, changes: Mapping[str, int | Priority | None]
+    ) -> Key | None: ...
+
     def page(self, tenant: str, size: int, before_id: str) -> Sequence[Key]: ...
 
     def find_live(self, secret_digest: str) -> Key | None: ...
@@ -34,7 +52,7 @@ class KeyStore(Protocol):
 
 
 class Keys:
-    """Makes, lists and revokes keys. Only operators may, and they may for any tenant."""
+    """Makes, lists, limits and revokes keys. Only operators may, and they may for any tenant."""
 
     def __init__(
         self,
@@ -47,7 +65,12 @@ class Keys:
         self._now = now
 
     def create(
-        self, principal: Principal, tenant: str, display_name: str, role: Role
+        self,
+        principal: Principal,
+        tenant: str,
+        display_name: str,
+        role: Role,
+        limits: KeyLimits = KeyLimits(),
     ) -> tuple[Key, str]:
         """A new key and its secret, which is shown this once.
 
@@ -55,7 +78,7 @@ class Keys:
             PermissionDenied: the caller is no operator.
         """
         _require_operator(principal)
-        return self._add(tenant, display_name, role, new_secret())
+        return self._add(tenant, display_name, role, new_secret(), limits)
 
     def list(
         self, principal: Principal, tenant: str, page_size: int, page_token: str
@@ -72,6 +95,31 @@ class Keys:
         more = len(keys) > size
         return keys[:size], paging.encode_token(keys[size - 1].id) if more else ""
 
+    def change_limits(
+        self,
+        principal: Principal,
+        tenant: str,
+        key_id: str,
+        changes: Mapping[str, int | Priority | None],
+    ) -> Key:
+        """Change the limits named in ``changes`` (fields of ``KeyLimits``), and no others.
+
+        Every gateway holds the key to them within ``REMEMBERED_SECONDS``.
+
+        Raises:
+            PermissionDenied: the caller is no operator.
+            NotFound: the tenant has no such key.
+            FailedPrecondition: the key is revoked.
+        """
+        _require_operator(principal)
+        key = self._store.change_limits(tenant, key_id, changes)
+        if key is None:
+            raise _no_such_key(tenant, key_id)
+        if key.revoke_time is not None:
+            raise FailedPrecondition(f"key {key_id!r} is revoked", reason="KEY_REVOKED")
+        self._ring()
+        return key
+
     def revoke(self, principal: Principal, tenant: str, key_id: str) -> Key:
         """Make a key worthless, everywhere within ``REMEMBERED_SECONDS``. Twice is as once.
 
@@ -82,7 +130,7 @@ class Keys:
         _require_operator(principal)
         key = self._store.revoke(tenant, key_id, self._now())
         if key is None:
-            raise NotFound(f"tenant {tenant!r} has no key {key_id!r}")
+            raise _no_such_key(tenant, key_id)
         self._ring()
         return key
 
@@ -102,8 +150,16 @@ class Keys:
             _write_secret(path, secret)
         self._add(tenant, "first operator key", Role.OPERATOR, secret)
 
-    def _add(self, tenant: str, display_name: str, role: Role, secret: str) -> tuple[Key, str]:
-        key = Key(names.new_id("key"), tenant, display_name, role, self._now())
+    def _add(
+        self,
+        tenant: str,
+        display_name: str,
+        role: Role,
+        secret: str,
+        limits: KeyLimits = KeyLimits(),
+    ) -> tuple[Key, str]:
+        key_id = names.new_id("key")
+        key = Key(key_id, tenant, display_name, role, self._now(), limits=limits)
         self._store.add(key, secret_digest(secret))
         self._ring()
         return key, secret
@@ -173,6 +229,10 @@ def _require_operator(principal: Principal) -> None:
             "only an operator's key may manage keys; ask an operator for one",
             reason="OPERATOR_KEY_REQUIRED",
         )
+
+
+def _no_such_key(tenant: str, key_id: str) -> NotFound:
+    return NotFound(f"tenant {tenant!r} has no key {key_id!r}")
 
 
 def _write_secret(path: Path, secret: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -39,14 +40,31 @@ class _GenerationTag(jinja2.ext.Extension):
         return caller()
 
 
+class Arguments(str):
+    """A call's arguments, as JSON text. ``tojson`` prints the value, not a string.
+
+    Some templates print arguments as they are, as text; others expect the object, and
+    serialise it. With this both are right.
+    """
+
+    __slots__ = ()
+
+
 def render(
-    template: str, messages: Sequence[Mapping[str, Any]], *, bos_token: str, eos_token: str
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    bos_token: str,
+    eos_token: str,
+    tools: Sequence[Mapping[str, Any]] = (),
+    add_generation_prompt: bool = True,
 ) -> str:
     """The prompt that asks for the assistant's next message.
 
     Raises:
         FailedPrecondition: the model has no chat template, or a broken one.
-        InvalidArgument: the template refuses these messages; the message says why.
+        InvalidArgument: the template knows no tools, or refuses these messages; the message
+            says why.
     """
     if not template:
         raise FailedPrecondition(
@@ -56,11 +74,18 @@ def render(
         )
     tokens = {"bos_token": bos_token, "eos_token": eos_token}
     try:
-        return _compile(template).render(
+        compiled, knows_tools = _compile(template)
+        if tools and not knows_tools:
+            raise InvalidArgument(
+                "the model's chat template knows no tools: it was not trained to call any",
+                reason="UNSUPPORTED_VALUE",
+                field="tools",
+            )
+        return compiled.render(
             messages=messages,
-            tools=None,
+            tools=tools or None,
             documents=None,
-            add_generation_prompt=True,
+            add_generation_prompt=add_generation_prompt,
             **{name: token for name, token in tokens.items() if token},
         )
     except jinja2.TemplateSyntaxError as error:
@@ -74,14 +99,16 @@ def render(
 
 
 @lru_cache(maxsize=_REMEMBERED_TEMPLATES)
-def _compile(template: str) -> jinja2.Template:
+def _compile(template: str) -> tuple[jinja2.Template, bool]:
+    """The template, and whether it has a place for tools."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
-    return environment.from_string(template)
+    variables = jinja2.meta.find_undeclared_variables(environment.parse(template))
+    return environment.from_string(template), "tools" in variables
 
 
 def _tojson(
@@ -93,12 +120,22 @@ def _tojson(
 ) -> str:
     """Unlike Jinja's own filter it does not escape HTML."""
     return json.dumps(
-        value,
+        _plain(value),
         ensure_ascii=ensure_ascii,
         indent=indent,
         separators=separators,
         sort_keys=sort_keys,
     )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Arguments):
+        return json.loads(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value
 
 
 def _raise_exception(message: str) -> None:

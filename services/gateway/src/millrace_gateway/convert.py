@@ -9,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from millrace.gateway.v1 import events_pb2, service_pb2
 from millrace.registry.v1 import service_pb2 as registry_pb2
 from millrace_gateway.answers import AnswerCounts
-from millrace_gateway.domain import Key, Role
+from millrace_gateway.domain import Key, KeyLimits, Priority, Role
 from millrace_gateway.route import Route, Target
 
 _ROLES = {
@@ -17,6 +17,15 @@ _ROLES = {
     service_pb2.KEY_ROLE_OPERATOR: Role.OPERATOR,
 }
 _ROLE_VALUES = {role: value for value, role in _ROLES.items()}
+_PRIORITIES = {
+    # What is not said is the default.
+    service_pb2.KEY_PRIORITY_UNSPECIFIED: Priority.DEFAULT,
+    service_pb2.KEY_PRIORITY_HIGH: Priority.HIGH,
+    service_pb2.KEY_PRIORITY_DEFAULT: Priority.DEFAULT,
+    service_pb2.KEY_PRIORITY_LOW: Priority.LOW,
+}
+_PRIORITY_VALUES = {priority: value for value, priority in _PRIORITIES.items()}
+_LIMITS = ("requests_per_minute", "tokens_per_minute", "concurrent_generations")
 
 
 def timestamp(moment: datetime | None) -> Timestamp | None:
@@ -31,6 +40,18 @@ def role(value: service_pb2.KeyRole.ValueType) -> Role:
     return _ROLES[value]
 
 
+def limits(message: service_pb2.KeyLimits) -> KeyLimits:
+    given = {field.name: value for field, value in message.ListFields() if field.name in _LIMITS}
+    return KeyLimits(**given, priority=_PRIORITIES[message.priority])
+
+
+def _limits_message(limits: KeyLimits) -> service_pb2.KeyLimits:
+    return service_pb2.KeyLimits(
+        **{name: getattr(limits, name) for name in _LIMITS},
+        priority=_PRIORITY_VALUES[limits.priority],
+    )
+
+
 def key_name(key: Key) -> str:
     return f"tenants/{key.tenant}/keys/{key.id}"
 
@@ -42,11 +63,16 @@ def key_message(key: Key) -> service_pb2.Key:
         role=_ROLE_VALUES[key.role],
         create_time=timestamp(key.create_time),
         revoke_time=timestamp(key.revoke_time),
+        limits=_limits_message(key.limits),
     )
 
 
 def key_created(key: Key) -> events_pb2.KeyCreated:
     return events_pb2.KeyCreated(key=key_name(key))
+
+
+def key_updated(key: Key) -> events_pb2.KeyUpdated:
+    return events_pb2.KeyUpdated(key=key_name(key))
 
 
 def key_revoked(key: Key) -> events_pb2.KeyRevoked:

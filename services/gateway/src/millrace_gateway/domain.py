@@ -1,4 +1,4 @@
-"""Keys: who may call, and as which tenant."""
+"""Keys: who may call, as which tenant, and how much."""
 
 import enum
 import hashlib
@@ -17,6 +17,31 @@ class Role(enum.Enum):
     OPERATOR = "operator"  # also make and revoke keys of any tenant
 
 
+class Priority(enum.Enum):
+    """Who goes first when engines are busy."""
+
+    HIGH = "high"
+    DEFAULT = "default"
+    LOW = "low"
+
+
+@dataclass(frozen=True)
+class KeyLimits:
+    """How much a key may use, in each gateway process; None: the operator's default.
+
+    Attributes:
+        requests_per_minute: generations begun; as many may come at once.
+        tokens_per_minute: of prompts and answers together.
+        concurrent_generations: in progress at once.
+        priority: of generations that ask for no other by ``service_tier``.
+    """
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrent_generations: int | None = None
+    priority: Priority = Priority.DEFAULT
+
+
 @dataclass(frozen=True)
 class Principal:
     """Who is calling."""
@@ -24,6 +49,7 @@ class Principal:
     tenant: str
     key_id: str
     role: Role
+    limits: KeyLimits = KeyLimits()
 
     @property
     def is_operator(self) -> bool:
@@ -40,10 +66,11 @@ class Key:
     role: Role
     create_time: datetime
     revoke_time: datetime | None = None
+    limits: KeyLimits = KeyLimits()
 
     @property
     def principal(self) -> Principal:
-        return Principal(self.tenant, self.id, self.role)
+        return Principal(self.tenant, self.id, self.role, self.limits)
 
 
 def new_secret() -> str:

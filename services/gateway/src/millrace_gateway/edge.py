@@ -21,6 +21,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from millrace_gateway.app import KeyRing, bearer
+from millrace_gateway.limits import Allowance, Limiter
 from millrace_gateway.rest import errors
 from millrace_runtime import names, telemetry
 from millrace_runtime.errors import MillraceError, Unavailable
@@ -29,6 +30,8 @@ LOG = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset(("/livez", "/readyz", "/metrics", "/openapi.json", "/docs"))
 _UPLOAD_PATH = "/v1/files"
+# Whose answers say what the key has left.
+_GENERATION_PATHS = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/responses"))
 
 _REQUESTS = Counter(
     "millrace_http_server_requests_total", "REST requests.", ["method", "route", "status"]
@@ -53,11 +56,17 @@ class Edge:
     """The outermost middleware."""
 
     def __init__(
-        self, app: ASGIApp, key_ring: KeyRing, limits: Limits, draining: asyncio.Event
+        self,
+        app: ASGIApp,
+        key_ring: KeyRing,
+        limits: Limits,
+        limiter: Limiter,
+        draining: asyncio.Event,
     ) -> None:
         self._app = app
         self._key_ring = key_ring
         self._limits = limits
+        self._limiter = limiter
         self._draining = draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -86,6 +95,8 @@ class Edge:
             principal = await self._key_ring.authenticate(secret)
             scope.setdefault("state", {})["principal"] = principal
             exchange.span.set_attribute("millrace.tenant", principal.tenant)
+            if scope["path"] in _GENERATION_PATHS:
+                exchange.allowance = self._limiter.of(principal)
             await self._app(scope, self._bounded(scope, receive), exchange.send)
         except MillraceError as error:
             await exchange.reply(scope, receive, errors.response(error))
@@ -141,6 +152,7 @@ class _Exchange:
         self._send = send
         self.span = span
         self.status = 0
+        self.allowance: Allowance | None = None
         self._is_complete = False
 
     async def send(self, message: Message) -> None:
@@ -149,6 +161,8 @@ class _Exchange:
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = names.new_id("req")
             headers["x-millrace-trace-id"] = f"{self.span.get_span_context().trace_id:032x}"
+            if self.allowance is not None:
+                headers.update(self.allowance.headers())
         else:
             self._is_complete = not message.get("more_body", False)
         await self._send(message)

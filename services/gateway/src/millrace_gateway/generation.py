@@ -1,32 +1,37 @@
 """One completion: admit it, choose a version, ask the engine, follow it to its end."""
 
+import functools
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import orjson
 from opentelemetry import trace
-from opentelemetry.trace import Span, SpanKind, StatusCode
+from opentelemetry.trace import Span, StatusCode
 from prometheus_client import Counter, Gauge, Histogram
 
-from millrace_gateway import route
+from millrace_gateway import route, spans
 from millrace_gateway.answers import AnswerCounts
+from millrace_gateway.domain import Principal, Priority
+from millrace_gateway.entrance import Entrance
+from millrace_gateway.health import Health
+from millrace_gateway.limits import Limiter, Reservation, estimated_tokens, prompt_tokens
 from millrace_gateway.route import Choice, Route, RouteTable, Target
 from millrace_gateway.triton import Delta, Engine, EngineFailed, EngineRequest
 from millrace_runtime import telemetry
-from millrace_runtime.errors import MillraceError, ResourceExhausted, Unavailable
+from millrace_runtime.errors import MillraceError, Unavailable
 
-_TRACER = trace.get_tracer("millrace")
 _ROUTE_CHANGE_SECONDS = 1.0
+_TIERS = {"priority": Priority.HIGH, "flex": Priority.LOW}
 
 _ACTIVE = Gauge("millrace_generations_active", "Completions in progress.")
 _ENDED = Counter("millrace_generations_total", "Completions that ended.", ["model", "outcome"])
 _TOKENS = Counter("millrace_generation_tokens_total", "Tokens.", ["model", "kind"])
 _FIRST_TOKEN = Histogram(
     "millrace_generation_first_token_seconds",
-    "From admission to the first token.",
+    "From asking the engine to the first token.",
     ["model"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
@@ -46,6 +51,9 @@ class Request:
         operation: ``gen_ai.operation.name``: "chat" or "text_completion".
         model: as the client wrote it: ``demo``, ``demo@7``, ``demo@champion``.
         sampling: the engine's sampling parameters; those that are None are left out.
+        principal: whose limits and priority hold; None: nobody's.
+        service_tier: "priority", "default", "auto" or "flex"; None is as "auto".
+        is_part: one of several answers to a request of which the first was counted already.
     """
 
     id: str
@@ -54,6 +62,9 @@ class Request:
     model: str
     make_prompt: PromptMaker
     sampling: dict[str, object]
+    principal: Principal | None = None
+    service_tier: str | None = None
+    is_part: bool = False
 
 
 @dataclass
@@ -67,6 +78,7 @@ class Generation:
     _first: Delta
     _rest: AsyncIterator[Delta]
     _end: Callable[["Generation", str], None]
+    reservation: Reservation | None = None
     first_token_seconds: float = 0.0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -117,18 +129,22 @@ class Generation:
 
 
 class Generator:
-    """Starts completions, ``maximum`` at a time."""
+    """Starts completions: those that their key's limits and the entrance let in."""
 
     def __init__(
         self,
         routes: RouteTable,
         engine: Engine,
-        maximum: int,
+        entrance: Entrance,
+        limiter: Limiter,
+        health: Health,
         random_number: Callable[[], float] = random.random,
     ) -> None:
         self.routes = routes
+        self.limiter = limiter
         self._engine = engine
-        self._maximum = maximum
+        self._entrance = entrance
+        self._health = health
         self._random_number = random_number
         self._active = 0
         self.answers = AnswerCounts()
@@ -142,16 +158,43 @@ class Generator:
         Raises:
             MillraceError: no such model, too many requests, or what the engine said.
         """
-        if self._active >= self._maximum:
-            raise ResourceExhausted(
-                f"{self._maximum} completions are in progress; try again in a second",
-                reason="RATE_LIMIT_EXCEEDED",
-            )
         found, pinned = self.routes.find(request.tenant, request.model)
-        span = _start_span(request)
+        self._entrance.check(self._active, _priority_of(request))
+        request, reservation = self._reserve(request, found, pinned)
+        try:
+            generation = await self._start(request, found, pinned)
+        except BaseException:
+            if reservation is not None:
+                reservation.settle(0)
+            raise
+        generation.reservation = reservation
+        return generation
+
+    def _reserve(
+        self, request: Request, found: Route, pinned: str
+    ) -> tuple[Request, Reservation | None]:
+        """Hold a key that has limits to them.
+
+        Raises:
+            RateLimited: one is reached.
+        """
+        allowance = self.limiter.of(request.principal)
+        if allowance is None:
+            return request, None
+        requests = 0 if request.is_part else 1
+        limit = allowance.limits.tokens_per_minute
+        if limit is None:
+            return request, allowance.reserve(0, requests)
+        # The prompt is needed now to be measured, and again to be asked.
+        request = replace(request, make_prompt=functools.cache(request.make_prompt))
+        prompt = request.make_prompt(route.candidates(found, pinned)[0])
+        tokens = estimated_tokens(prompt, request.sampling.get("max_tokens"), limit)
+        return request, allowance.reserve(tokens, requests)
+
+    async def _start(self, request: Request, found: Route, pinned: str) -> Generation:
+        span = spans.start(request.id, request.operation, request.model, request.sampling)
         self._active += 1
         _ACTIVE.set(self._active)
-        started = time.perf_counter()
         try:
             generation = await self._attempt(request, found, pinned, span)
         except BaseException as error:
@@ -160,7 +203,6 @@ class Generator:
             span.set_status(StatusCode.ERROR, str(error))
             span.end()
             raise
-        generation.first_token_seconds = time.perf_counter() - started
         _FIRST_TOKEN.labels(found.model).observe(generation.first_token_seconds)
         return generation
 
@@ -168,9 +210,9 @@ class Generator:
         failed: set[Choice] = set()
         while True:
             found, choice = await self._choose(request, found, pinned, failed)
-            rest = self._engine.generate(choice.endpoint, _ask(request, found, choice, span))
+            choice = await self._enter(request, found, choice, failed)
             try:
-                first = await _first(rest)
+                return await self._ask(request, found, choice, span)
             except EngineFailed as error:
                 span.add_event(
                     "attempt failed", {"endpoint": choice.endpoint, "reason": str(error)}
@@ -181,29 +223,73 @@ class Generator:
                         f"model {request.model!r} does not answer: {error}", reason="ENGINE_FAILED"
                     ) from error
                 failed.add(choice)
-            else:
-                _describe_choice(span, found, choice)
-                return Generation(request, found, choice, span, first, rest, self._ended)
 
     async def _choose(
         self, request: Request, found: Route, pinned: str, failed: Collection[Choice]
     ) -> tuple[Route, Choice]:
-        targets = route.candidates(found, pinned)
-        choice = route.choose(targets, self._random_number(), failed)
+        choice = self._choice(found, pinned, failed)
         if choice is None:
             await self.routes.wait_for_change(_ROUTE_CHANGE_SECONDS)
             found, pinned = self.routes.find(request.tenant, request.model)
-            targets = route.candidates(found, pinned)
-            choice = route.choose(targets, self._random_number())
+            choice = self._choice(found, pinned, ())
         assert choice is not None, "there are candidates, and nothing is excluded"
         return found, choice
 
+    def _choice(self, found: Route, pinned: str, failed: Collection[Choice]) -> Choice | None:
+        return route.choose(
+            route.candidates(found, pinned),
+            self._random_number(),
+            failed,
+            self._entrance.in_progress,
+            self._health.ejected(found.triton_model),
+        )
+
+    async def _enter(
+        self, request: Request, found: Route, choice: Choice, failed: Collection[Choice]
+    ) -> Choice:
+        """Take a place at the chosen endpoint; if there is none, the first at one of its like."""
+        ejected = self._health.ejected(found.triton_model)
+        alike = route.available(choice.target, failed, ejected)
+        endpoint = await self._entrance.enter(
+            choice.endpoint, alike, _priority_of(request), _turn_of(request)
+        )
+        return choice if endpoint == choice.endpoint else Choice(choice.target, endpoint)
+
+    async def _ask(self, request: Request, found: Route, choice: Choice, span: Span) -> Generation:
+        """Wait for the first token; the place that was taken is kept only if it comes.
+
+        Raises:
+            EngineFailed: it does not.
+        """
+        place = (found.triton_model, choice.target.version, choice.endpoint)
+        self._health.asked(*place)
+        started = time.perf_counter()
+        try:
+            asked = _engine_request(request, found, choice, span)
+            rest = self._engine.generate(choice.endpoint, asked)
+            first = await _first(rest)
+        except BaseException as error:
+            self._entrance.leave(choice.endpoint)
+            if isinstance(error, EngineFailed):
+                self._health.failed(*place)
+            raise
+        self._health.answered(*place)
+        spans.describe_choice(span, found, choice)
+        generation = Generation(request, found, choice, span, first, rest, self._ended)
+        generation.first_token_seconds = time.perf_counter() - started
+        return generation
+
     def _ended(self, generation: Generation, outcome: str) -> None:
         model = generation.route.model
+        self._entrance.leave(generation.choice.endpoint)
         _TOKENS.labels(model, "prompt").inc(generation.prompt_tokens)
         _TOKENS.labels(model, "completion").inc(generation.completion_tokens)
         self._release(model, outcome)
         self._count(generation, outcome)
+        if generation.reservation is not None:
+            # Without a limit on tokens none were reserved, and none are counted.
+            tokens = _used_tokens(generation) if generation.reservation.tokens else 0
+            generation.reservation.settle(tokens)
         generation.span.set_attributes(
             {
                 "gen_ai.usage.input_tokens": generation.prompt_tokens,
@@ -229,6 +315,26 @@ class Generator:
         _ENDED.labels(model, outcome).inc()
 
 
+def _priority_of(request: Request) -> Priority:
+    tier = _TIERS.get(request.service_tier or "")
+    if tier is not None:
+        return tier
+    return request.principal.limits.priority if request.principal else Priority.DEFAULT
+
+
+def _turn_of(request: Request) -> str:
+    """Among whom turns are taken: keys."""
+    return request.principal.key_id if request.principal else request.tenant
+
+
+def _used_tokens(generation: Generation) -> int:
+    """What was used; the engine counts the prompt only at the end, before that it is estimated."""
+    prompt = generation.prompt_tokens
+    if not prompt:
+        prompt = prompt_tokens(generation.request.make_prompt(generation.target))
+    return prompt + generation.completion_tokens
+
+
 async def collect(generation: Generation) -> str:
     """The whole answer's text.
 
@@ -238,7 +344,7 @@ async def collect(generation: Generation) -> str:
     return "".join([delta.text async for delta in generation.deltas()])
 
 
-def _ask(request: Request, found: Route, choice: Choice, span: Span) -> EngineRequest:
+def _engine_request(request: Request, found: Route, choice: Choice, span: Span) -> EngineRequest:
     with trace.use_span(span):
         traceparent = telemetry.current_traceparent()
     sampling = {key: value for key, value in request.sampling.items() if value is not None}
@@ -250,40 +356,6 @@ def _ask(request: Request, found: Route, choice: Choice, span: Span) -> EngineRe
         sampling=orjson.dumps(sampling),
         traceparent=traceparent,
     )
-
-
-def _start_span(request: Request) -> Span:
-    """A client span as the OpenTelemetry conventions for generative AI have it."""
-    attributes: dict[str, str | int | float | list[str]] = {
-        "gen_ai.operation.name": request.operation,
-        "gen_ai.provider.name": "millrace",
-        "gen_ai.request.model": request.model,
-        "gen_ai.response.id": request.id,
-    }
-    for key in ("temperature", "top_p", "max_tokens", "seed"):
-        value = request.sampling.get(key)
-        if isinstance(value, int | float):
-            attributes[f"gen_ai.request.{key}"] = value
-    stop = request.sampling.get("stop")
-    if isinstance(stop, list):
-        attributes["gen_ai.request.stop_sequences"] = stop
-    name = f"{request.operation} {request.model.partition('@')[0]}"
-    return _TRACER.start_span(name, kind=SpanKind.CLIENT, attributes=attributes)
-
-
-def _describe_choice(span: Span, found: Route, choice: Choice) -> None:
-    host, _, port = choice.endpoint.rpartition(":")
-    span.set_attributes(
-        {
-            "gen_ai.response.model": f"{found.model}@{choice.target.version}",
-            "server.address": host,
-            "server.port": int(port),
-            "millrace.artifact.digest": choice.target.artifact_digest,
-        }
-    )
-    if choice.target.traceparent:
-        rollout = trace.get_current_span(telemetry.context_from(choice.target.traceparent))
-        span.add_link(rollout.get_span_context(), {"millrace.link": "rollout"})
 
 
 async def _first(deltas: AsyncIterator[Delta]) -> Delta:

@@ -202,7 +202,12 @@ def _key_methods(keys: Keys) -> dict[str, tuple[type[Message], Answer]]:
     async def create(principal: Principal, request: Any) -> Message:
         tenant, role = names.tenant_of(request.parent), convert.role(request.role)
         key, secret = await asyncio.to_thread(
-            keys.create, principal, tenant, request.display_name, role
+            keys.create,
+            principal,
+            tenant,
+            request.display_name,
+            role,
+            convert.limits(request.limits),
         )
         return gateway_pb2.CreateKeyResponse(key=convert.key_message(key), secret=secret)
 
@@ -212,6 +217,12 @@ def _key_methods(keys: Keys) -> dict[str, tuple[type[Message], Answer]]:
         messages = [convert.key_message(key) for key in page]
         return gateway_pb2.ListKeysResponse(keys=messages, next_page_token=following)
 
+    async def update(principal: Principal, request: Any) -> Message:
+        tenant, key_id = names.tenant_of(request.name), names.last_id(request.name)
+        changes = vars(convert.limits(request.limits))
+        key = await asyncio.to_thread(keys.change_limits, principal, tenant, key_id, changes)
+        return gateway_pb2.UpdateKeyResponse(key=convert.key_message(key))
+
     async def revoke(principal: Principal, request: Any) -> Message:
         tenant, key_id = names.tenant_of(request.name), names.last_id(request.name)
         key = await asyncio.to_thread(keys.revoke, principal, tenant, key_id)
@@ -220,6 +231,7 @@ def _key_methods(keys: Keys) -> dict[str, tuple[type[Message], Answer]]:
     return {
         f"/{_KEY_SERVICE}/CreateKey": (gateway_pb2.CreateKeyRequest, create),
         f"/{_KEY_SERVICE}/ListKeys": (gateway_pb2.ListKeysRequest, list_),
+        f"/{_KEY_SERVICE}/UpdateKey": (gateway_pb2.UpdateKeyRequest, update),
         f"/{_KEY_SERVICE}/RevokeKey": (gateway_pb2.RevokeKeyRequest, revoke),
     }
 

@@ -19,22 +19,30 @@ from millrace_gateway.rest import (
     datasets,
     dead_letters,
     deployments,
+    embeddings,
     errors,
     events,
     files,
     fine_tuning,
+    inference,
     keys,
     models,
+    responses,
     rollouts,
+    tokenize,
     training,
 )
 from millrace_gateway.rest.caller import Gateway
+from millrace_gateway.rest.flat_errors import FlatErrors
 
 LOG = logging.getLogger(__name__)
 
 _NOUNS = (
     chat,
     completions,
+    responses,
+    embeddings,
+    tokenize,
     models,
     files,
     fine_tuning,
@@ -46,6 +54,7 @@ _NOUNS = (
     events,
     dead_letters,
     keys,
+    inference,
 )
 _DESCRIPTION = "The whole life of a language model. OpenAI clients work unchanged under /v1."
 
@@ -55,7 +64,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
     app = FastAPI(
         title="Millrace",
         description=_DESCRIPTION,
-        version=_version(),
+        version=own_version(),
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
         responses={"4XX": {"model": errors.ErrorResponse}, "5XX": {"model": errors.ErrorResponse}},
@@ -70,10 +79,11 @@ def create_app(gateway: Gateway) -> ASGIApp:
         app.include_router(noun.ROUTER)
     _require_keys_in_document(app)
     limits = Limits(gateway.maximum_body_bytes, gateway.maximum_file_bytes)
-    return Edge(app, gateway.key_ring, limits, gateway.draining)
+    limiter = gateway.generator.limiter
+    return FlatErrors(Edge(app, gateway.key_ring, limits, limiter, gateway.draining))
 
 
-def _version() -> str:
+def own_version() -> str:
     try:
         return version("millrace-gateway")
     except PackageNotFoundError:  # run from its sources

@@ -3,8 +3,15 @@
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TypeAlias
 
 from millrace_runtime.errors import NotFound, Unavailable
+
+# By (version, endpoint): until when it is not to be asked, on a monotonic clock.
+Ejected: TypeAlias = Mapping[tuple[int, str], float]
+_NO_LOADS: Mapping[str, int] = MappingProxyType({})
+_NONE_EJECTED: Ejected = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -83,34 +90,60 @@ def candidates(route: Route, pinned: str) -> Sequence[Target]:
 
 
 def choose(
-    targets: Sequence[Target], random: float, failed: Collection[Choice] = ()
+    targets: Sequence[Target],
+    random: float,
+    failed: Collection[Choice] = (),
+    loads: Mapping[str, int] = _NO_LOADS,
+    ejected: Ejected = _NONE_EJECTED,
 ) -> Choice | None:
-    """Choose by share, then an endpoint evenly; None when everything has failed before.
+    """Choose by share, then the endpoint with the least to do; None when everything has failed.
 
-    Deterministic: ``random`` in [0, 1) decides alone. Its place within the chosen target's
-    share decides the endpoint, so that one random number suffices.
+    Deterministic: ``random`` in [0, 1) decides alone among what is equal. Its place within the
+    chosen target's share decides the endpoint, so that one random number suffices.
+
+    Args:
+        failed: not to be chosen at all.
+        loads: generations in progress by endpoint.
+        ejected: see ``available``. Shares are kept to: a version whose endpoints all fail is
+            asked still, so that whoever judges it hears of it.
     """
-    open_choices = {
-        target.version: [
-            choice
-            for endpoint in target.endpoints
-            if (choice := Choice(target, endpoint)) not in failed
-        ]
-        for target in targets
-    }
     weighted = [
         # A single target is taken whatever its share: it was named by its version.
-        (open_choices[target.version], target.share if len(targets) > 1 else 1.0)
+        (target, endpoints, target.share if len(targets) > 1 else 1.0)
         for target in targets
-        if open_choices[target.version]
+        if (endpoints := available(target, failed, ejected))
     ]
-    place = random * sum(weight for _, weight in weighted)
-    for index, (choices, weight) in enumerate(weighted):
+    place = random * sum(weight for _, _, weight in weighted)
+    for index, (target, endpoints, weight) in enumerate(weighted):
         if place < weight or index == len(weighted) - 1:
             within = min(place / weight, 1.0) if weight else 0.0
-            return choices[min(int(within * len(choices)), len(choices) - 1)]
+            return Choice(target, _least_loaded(endpoints, within, loads))
         place -= weight
     return None
+
+
+def available(
+    target: Target, failed: Collection[Choice] = (), ejected: Ejected = _NONE_EJECTED
+) -> Sequence[str]:
+    """The endpoints that may be asked: those that are not ejected, or else the least bad one."""
+    open_endpoints: Sequence[str] = target.endpoints
+    if failed:
+        open_endpoints = [
+            endpoint for endpoint in open_endpoints if Choice(target, endpoint) not in failed
+        ]
+    if not ejected or not open_endpoints:
+        return open_endpoints
+    places = [(target.version, endpoint) for endpoint in open_endpoints]
+    good = [endpoint for version, endpoint in places if (version, endpoint) not in ejected]
+    return good or [min(places, key=ejected.__getitem__)[1]]
+
+
+def _least_loaded(endpoints: Sequence[str], within: float, loads: Mapping[str, int]) -> str:
+    """One of those with the least in progress; ``within`` in [0, 1] says which."""
+    if loads and len(endpoints) > 1:
+        least = min(loads.get(endpoint, 0) for endpoint in endpoints)
+        endpoints = [endpoint for endpoint in endpoints if loads.get(endpoint, 0) == least]
+    return endpoints[min(int(within * len(endpoints)), len(endpoints) - 1)]
 
 
 class RouteTable:

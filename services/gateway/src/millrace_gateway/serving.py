@@ -19,21 +19,30 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from opentelemetry.instrumentation.grpc import aio_server_interceptor
 from prometheus_client import Gauge
+from tritonclient.grpc.service_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 
 from millrace.registry.v1 import service_pb2 as registry_pb2
 from millrace_gateway import convert, edge, grpc_proxy, upstream
 from millrace_gateway.answers import AnswerCounts
 from millrace_gateway.app import KeyRing, Keys
+from millrace_gateway.entrance import Entrance
 from millrace_gateway.generation import Generator
+from millrace_gateway.health import Health
 from millrace_gateway.history import History
-from millrace_gateway.http import create_app
+from millrace_gateway.http import create_app, own_version
+from millrace_gateway.inference import SERVICE, Inference
+from millrace_gateway.inference_engine import TritonInference
+from millrace_gateway.inference_grpc import InferenceServicer
 from millrace_gateway.letters import Letters
+from millrace_gateway.limits import Limiter
 from millrace_gateway.rest.caller import Gateway
 from millrace_gateway.rest_server import RestServer
 from millrace_gateway.route import RouteTable
 from millrace_gateway.settings import GatewaySettings
+from millrace_gateway.tokenizer import Tokenizers
 from millrace_gateway.triton import TritonEngine
 from millrace_runtime import bus
+from millrace_runtime.content import ContentStore
 from millrace_runtime.errors import MillraceError
 from millrace_runtime.hosting import NATS_CONNECTED, inherited
 from millrace_runtime.relay import Relay
@@ -45,6 +54,7 @@ _INFORMED_SECONDS = 3.0
 _RECONNECT_SECONDS = 0.5
 _REPORT_SECONDS = 0.5
 _REPORT_RETRY_SECONDS = 2.0
+_USUAL_MESSAGE_BYTES = 4 * 2**20  # gRPC's own limit
 
 _ROUTES_REVISION = Gauge("millrace_routes_revision", "Revision of the route table in use.")
 
@@ -69,12 +79,19 @@ async def serve(
     engine = TritonEngine(settings.generation_seconds, settings.engine_silence_seconds)
     history = History(settings.event_heartbeat_seconds)
     letters = Letters()
-    generator = Generator(routes, engine, settings.maximum_generations)
+    entrance = Entrance(settings.maximum_generations, settings.capacity(), settings.queue_seconds)
+    limiter, health = Limiter(settings.key_limits()), Health()
+    generator = Generator(routes, engine, entrance, limiter, health)
+    tensors = TritonInference(settings.generation_seconds, settings.engine_silence_seconds)
+    content = ContentStore(settings.data_root, settings.scratch_directory / "cache")
+    inference = Inference(routes, tensors, generator.answers, entrance, limiter, health)
     gateway = Gateway(
         upstream=services,
         keys=keys,
         key_ring=key_ring,
         generator=generator,
+        inference=inference,
+        tokenizers=Tokenizers(content, services.registry.ResolveVersion),
         history=history,
         letters=letters,
         is_ready=is_ready,
@@ -89,7 +106,7 @@ async def serve(
     ]
     await _until_informed(routes, history)
     rest = RestServer(create_app(gateway), settings.http_address, settings.drain_seconds)
-    rpc, state = await _start_rpc(settings, channels, services, key_ring, keys)
+    rpc, state = await _start_rpc(settings, channels, gateway)
     serving = asyncio.create_task(rest.serve(inherited(settings)))
     LOG.info("gateway answers REST at %s", settings.http_address)
     LOG.info("gateway answers gRPC at %s", settings.grpc_address)
@@ -108,6 +125,7 @@ async def serve(
         task.cancel()
     await asyncio.gather(*background, return_exceptions=True)
     await engine.close()
+    await tensors.close()
     for channel in channels.values():
         await channel.close(None)
 
@@ -173,20 +191,25 @@ async def _run_bus(
 
 
 async def _start_rpc(
-    settings: GatewaySettings,
-    channels: Mapping[str, grpc.aio.Channel],
-    services: upstream.Upstream,
-    key_ring: KeyRing,
-    keys: Keys,
+    settings: GatewaySettings, channels: Mapping[str, grpc.aio.Channel], gateway: Gateway
 ) -> tuple[grpc.aio.Server, health_aio.HealthServicer]:
+    largest_bytes = max(settings.maximum_body_bytes, _USUAL_MESSAGE_BYTES)
     server = grpc.aio.server(
         interceptors=[aio_server_interceptor()],
-        options=[("grpc.so_reuseport", int(settings.share_ports))],
+        options=[
+            ("grpc.so_reuseport", int(settings.share_ports)),
+            ("grpc.max_receive_message_length", largest_bytes),
+        ],
     )
-    server.add_generic_rpc_handlers([grpc_proxy.Proxy(channels, services, key_ring, keys)])
+    lifecycle = grpc_proxy.Proxy(channels, gateway.upstream, gateway.key_ring, gateway.keys)
+    server.add_generic_rpc_handlers([lifecycle])
+    add_GRPCInferenceServiceServicer_to_server(
+        InferenceServicer(gateway.inference, gateway.key_ring, gateway.draining, own_version()),
+        server,
+    )
     state = health_aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(state, server)
-    names = grpc_proxy.service_names()
+    names = (*grpc_proxy.service_names(), SERVICE)
     reflection.enable_server_reflection(
         (*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server
     )

@@ -5,6 +5,8 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from millrace_gateway.admission import Capacity
+from millrace_gateway.domain import KeyLimits, Priority
 from millrace_runtime.settings import ServiceSettings
 
 
@@ -39,7 +41,40 @@ class GatewaySettings(ServiceSettings):
     )
     maximum_file_bytes: int = Field(512 * 2**20, gt=0, description="largest uploaded file")
     maximum_generations: int = Field(
-        256, gt=0, description="completions in progress from which on more are refused (429)"
+        1024,
+        gt=0,
+        description="completions in progress, waiting ones too, from which on more are refused "
+        "(429), unless they are of high priority",
+    )
+    endpoint_generations: int = Field(
+        256, gt=0, description="completions in progress at one Triton endpoint; more must wait"
+    )
+    default_priority_share: float = Field(
+        0.9, gt=0, le=1, description="of an endpoint, up to which default priority may fill it"
+    )
+    low_priority_share: float = Field(
+        0.5, gt=0, le=1, description="of an endpoint, up to which low priority may fill it"
+    )
+    high_priority_queue: int = Field(
+        64, ge=0, description="completions of high priority that may wait for a place"
+    )
+    default_priority_queue: int = Field(
+        64, ge=0, description="completions of default priority that may wait for a place"
+    )
+    low_priority_queue: int = Field(
+        0, ge=0, description="completions of low priority that may wait for a place"
+    )
+    queue_seconds: float = Field(
+        5.0, gt=0, description="longest that a completion waits for a place (429)"
+    )
+    requests_per_minute: int | None = Field(
+        None, gt=0, description="generations that a key without a limit of its own may begin"
+    )
+    tokens_per_minute: int | None = Field(
+        None, gt=0, description="tokens, prompts' and answers', that such a key may use"
+    )
+    concurrent_generations: int | None = Field(
+        None, gt=0, description="generations that such a key may have in progress"
     )
     generation_seconds: float = Field(
         600.0, gt=0, description="longest that one completion may take"
@@ -50,3 +85,25 @@ class GatewaySettings(ServiceSettings):
     event_heartbeat_seconds: float = Field(
         15.0, gt=0, description="silence on an event stream after which a comment is sent"
     )
+
+    def key_limits(self) -> KeyLimits:
+        """What holds for keys that have no limits of their own."""
+        return KeyLimits(
+            self.requests_per_minute, self.tokens_per_minute, self.concurrent_generations
+        )
+
+    def capacity(self) -> Capacity:
+        """How much of an engine there is for whom."""
+        return Capacity(
+            self.endpoint_generations,
+            shares={
+                Priority.HIGH: 1.0,
+                Priority.DEFAULT: self.default_priority_share,
+                Priority.LOW: self.low_priority_share,
+            },
+            queues={
+                Priority.HIGH: self.high_priority_queue,
+                Priority.DEFAULT: self.default_priority_queue,
+                Priority.LOW: self.low_priority_queue,
+            },
+        )

@@ -1,13 +1,25 @@
 """The gateway's tables: keys, and the outbox."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 
-from sqlalchemy import Column, Index, MetaData, Row, String, Table, func, select, update
+from sqlalchemy import (
+    Column,
+    Index,
+    Integer,
+    MetaData,
+    Row,
+    String,
+    Table,
+    func,
+    select,
+    update,
+)
 from sqlalchemy.exc import OperationalError
 
 from millrace_gateway import convert
-from millrace_gateway.domain import Key, Role
+from millrace_gateway.domain import Key, KeyLimits, Priority, Role
 from millrace_runtime.database import Database, UtcDateTime
 from millrace_runtime.errors import Unavailable
 from millrace_runtime.outbox import Outbox, outbox_table
@@ -23,6 +35,10 @@ KEYS = Table(
     Column("secret_digest", String(80), nullable=False, unique=True),
     Column("create_time", UtcDateTime, nullable=False),
     Column("revoke_time", UtcDateTime),
+    Column("requests_per_minute", Integer),
+    Column("tokens_per_minute", Integer),
+    Column("concurrent_generations", Integer),
+    Column("priority", String(16), nullable=False, server_default=Priority.DEFAULT.value),
     Index("keys_tenant", "tenant", "id"),
 )
 OUTBOX = outbox_table(METADATA)
@@ -45,6 +61,7 @@ class KeyTable:
                     role=key.role.value,
                     secret_digest=secret_digest,
                     create_time=key.create_time,
+                    **_columns(asdict(key.limits)),
                 )
             )
             self._outbox.record(connection, key.tenant, convert.key_created(key))
@@ -62,6 +79,26 @@ class KeyTable:
             key = _key(row)
             if changed.rowcount:
                 self._outbox.record(connection, tenant, convert.key_revoked(key))
+            return key
+
+    def change_limits(
+        self, tenant: str, key_id: str, changes: Mapping[str, int | Priority | None]
+    ) -> Key | None:
+        """Change some of a key's limits, by their names; None when there is no such key.
+
+        A revoked key stays as it is: its limits are of no effect.
+        """
+        ours = (KEYS.c.tenant == tenant, KEYS.c.id == key_id)
+        with self._database.transaction() as connection:
+            changed = connection.execute(
+                update(KEYS).where(*ours, KEYS.c.revoke_time.is_(None)).values(_columns(changes))
+            )
+            row = connection.execute(select(KEYS).where(*ours)).first()
+            if row is None:
+                return None
+            key = _key(row)
+            if changed.rowcount:
+                self._outbox.record(connection, tenant, convert.key_updated(key))
             return key
 
     def page(self, tenant: str, size: int, before_id: str) -> Sequence[Key]:
@@ -106,6 +143,13 @@ class KeyTable:
             return bool(connection.execute(query).scalar_one())
 
 
+def _columns(limits: Mapping[str, int | Priority | None]) -> dict[str, int | str | None]:
+    return {
+        name: value.value if isinstance(value, Priority) else value
+        for name, value in limits.items()
+    }
+
+
 def _key(row: Row[tuple[object, ...]]) -> Key:
     return Key(
         id=row.id,
@@ -114,4 +158,10 @@ def _key(row: Row[tuple[object, ...]]) -> Key:
         role=Role(row.role),
         create_time=row.create_time,
         revoke_time=row.revoke_time,
+        limits=KeyLimits(
+            row.requests_per_minute,
+            row.tokens_per_minute,
+            row.concurrent_generations,
+            Priority(row.priority),
+        ),
     )

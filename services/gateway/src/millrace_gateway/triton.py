@@ -8,13 +8,16 @@ https://github.com/triton-inference-server/common/blob/r24.10/protobuf/grpc_serv
 """
 
 import asyncio
+import re
 import struct
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, Protocol, TypedDict
 
 import grpc
 import grpc.aio
+import orjson
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from millrace_runtime.errors import InvalidArgument, Unavailable
@@ -29,10 +32,34 @@ _OPTIONS: Sequence[tuple[str, Any]] = (
 # Makes Triton end a stream with the engine's own status code, not with text alone.
 _STATUS_CODES = ("triton_grpc_error", "true")
 _MISTAKES = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE)
+# Sampling parameters by the names that clients know, for messages of the engine about them.
+_PARAMETER = re.compile(
+    r"\b(max_tokens|temperature|top_p|seed|stop|presence_penalty|frequency_penalty|logit_bias"
+    r"|response_format|logprobs|prompt_logprobs)\b"
+)
+_CLIENTS_NAME = {"prompt_logprobs": "echo"}
 
 
 class EngineFailed(Exception):
     """The engine did not answer, or broke off; asking elsewhere or later may succeed."""
+
+
+class Alternative(TypedDict):
+    """A token that might have stood somewhere. ``logprob`` is natural, None for minus infinity."""
+
+    id: int
+    token: str
+    logprob: float | None
+    bytes: list[int]
+
+
+class TokenLogprob(Alternative):
+    """The token that stands there, and the likeliest ones, best first.
+
+    ``logprob`` of a prompt's first token is None. ``bytes`` is empty for a special token.
+    """
+
+    top: list[Alternative]
 
 
 @dataclass(slots=True)
@@ -44,12 +71,28 @@ class Delta:
         token_count: tokens that it took, an end-of-text token included.
         finish_reason: "stop" or "length" in the last one, empty before.
         prompt_token_count: in the last one, 0 before.
+        logprobs: one entry a token, when asked for.
+        prompt_logprobs: one entry a token of the prompt, in the last one, when asked for.
     """
 
     text: str = ""
     token_count: int = 0
     finish_reason: str = ""
     prompt_token_count: int = 0
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+
+
+def joined(deltas: Sequence[Delta]) -> Delta:
+    """One delta that says what ``deltas`` say, in their order."""
+    return Delta(
+        text="".join(delta.text for delta in deltas),
+        token_count=sum(delta.token_count for delta in deltas),
+        finish_reason="".join(delta.finish_reason for delta in deltas),
+        prompt_token_count=sum(delta.prompt_token_count for delta in deltas),
+        logprobs=list(chain.from_iterable(delta.logprobs for delta in deltas)),
+        prompt_logprobs=list(chain.from_iterable(delta.prompt_logprobs for delta in deltas)),
+    )
 
 
 @dataclass(frozen=True)
@@ -210,6 +253,10 @@ def _delta(response: Any) -> Delta:
             delta.finish_reason = raw[4:].decode()
         elif name == "prompt_token_count":
             delta.prompt_token_count = _COUNT.unpack(raw)[0]
+        elif name == "logprobs":
+            delta.logprobs = orjson.loads(raw[4:])
+        elif name == "prompt_logprobs":
+            delta.prompt_logprobs = orjson.loads(raw[4:])
     return delta
 
 
@@ -219,4 +266,6 @@ def _meaning(error: grpc.RpcError) -> Exception:
         return EngineFailed(f"{code.name}: {details}")
     if "context" in details:
         return InvalidArgument(details, reason="CONTEXT_LENGTH_EXCEEDED", field="messages")
-    return InvalidArgument(details)
+    found = _PARAMETER.search(details)
+    name = found[1] if found else ""
+    return InvalidArgument(details, field=_CLIENTS_NAME.get(name, name))

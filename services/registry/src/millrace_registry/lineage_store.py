@@ -28,10 +28,14 @@ class Lineage:
             add_lineage(connection, nodes, edges, times)
 
     def find(self, tenant: str, reference: str) -> LineageNode | None:
-        """The node of that name, or of that digest, in a tenant."""
-        matches = NODES.c.digest if reference.startswith("sha256:") else NODES.c.name
+        """The node of that name, or whose digest begins so, in a tenant."""
+        matches = (
+            NODES.c.digest.startswith(reference, autoescape=True)
+            if reference.startswith("sha256:")
+            else NODES.c.name == reference
+        )
         query = select(NODES).where(
-            matches == reference, NODES.c.name.startswith(f"tenants/{tenant}/", autoescape=True)
+            matches, NODES.c.name.startswith(f"tenants/{tenant}/", autoescape=True)
         )
         with self._database.transaction() as connection:
             row = connection.execute(query.order_by(NODES.c.name).limit(1)).first()

@@ -14,7 +14,18 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 # The files of engines/ that make up one model version; the first becomes ``model.py``.
-ENGINE_FILES = ("openvino_genai.py", "sampling.py", "stream.py", "text_stream.py")
+ENGINE_FILES = (
+    "openvino_genai.py",
+    "constraint.py",
+    "forward.py",
+    "grammar.py",
+    "logprobs.py",
+    "sampler.py",
+    "sampling.py",
+    "scorer.py",
+    "stream.py",
+    "text_stream.py",
+)
 REQUIRED_INPUTS = {"sampling": pb.TYPE_STRING}
 OPTIONAL_INPUTS = {"prompt": pb.TYPE_STRING, "input_ids": pb.TYPE_INT64}
 OUTPUTS = {
@@ -24,6 +35,7 @@ OUTPUTS = {
     "logprobs": pb.TYPE_STRING,
     "prompt_token_count": pb.TYPE_INT32,
     "timing": pb.TYPE_STRING,
+    "prompt_logprobs": pb.TYPE_STRING,
 }
 
 

@@ -12,7 +12,9 @@ from millrace_gateway.app import KeyRing, Keys
 from millrace_gateway.domain import Principal
 from millrace_gateway.generation import Generator
 from millrace_gateway.history import Position, Record, Selection
+from millrace_gateway.inference import Inference
 from millrace_gateway.letters import Letters
+from millrace_gateway.tokenizer import Tokenizers
 from millrace_gateway.upstream import Upstream
 from millrace_runtime import names
 from millrace_runtime.errors import NotFound
@@ -44,6 +46,8 @@ class Gateway:
     keys: Keys
     key_ring: KeyRing
     generator: Generator
+    inference: Inference
+    tokenizers: Tokenizers
     history: Replay
     letters: Letters
     is_ready: Callable[[], bool]

@@ -1,82 +1,89 @@
 """``/v1/chat/completions``."""
 
 import time
-from collections.abc import AsyncIterator, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from typing import Any, Literal
 
 import orjson
 from fastapi import Request, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
-from millrace_gateway import chat_template, generation
-from millrace_gateway.generation import Generation
+from millrace_gateway import bundle, generation
+from millrace_gateway.bundle import Bundle
 from millrace_gateway.rest.caller import Caller, CallerOf
+from millrace_gateway.rest.conversation import Conversation, Messages, rendered
+from millrace_gateway.rest.formats import ResponseFormat, engine_format
 from millrace_gateway.rest.generations import (
+    AlternativeCount,
     EventStream,
     SamplingBody,
     TokenLimit,
     Usage,
+    calling,
     event,
     fingerprint,
     json_answer,
+    repeated,
+    told,
     usage,
     while_connected,
 )
+from millrace_gateway.rest.logprobs import ChatLogprobs, chat_logprobs
 from millrace_gateway.rest.routing import router
-from millrace_gateway.rest.shapes import RequestBody
-from millrace_gateway.route import Target
+from millrace_gateway.rest.tools import ToolChoice, ToolPlan, Tools, answer_format, plan
+from millrace_gateway.tool_calls import ToolCall, ToolCallReader
+from millrace_gateway.triton import Delta
 from millrace_runtime import names
 from millrace_runtime.errors import InvalidArgument
 
 ROUTER = router("chat")
 
 
-class TextPart(RequestBody):
-    type: Literal["text"]
-    text: str
-
-
-class Message(RequestBody):
-    """A text message; the parts of its content are joined."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
-    name: str | None = None
-
-
-class ResponseFormat(RequestBody):
-    type: Literal["text"]
-
-
 class ChatRequest(SamplingBody):
-    messages: Annotated[list[Message], Field(min_length=1, max_length=10_000)]
+    messages: Messages
     max_completion_tokens: TokenLimit | None = None
-    metadata: dict[str, str] | None = None
-    # Not supported yet: they are accepted when they ask for nothing, and else refused by name.
-    logprobs: Literal[False] | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
+    logprobs: bool | None = None
+    top_logprobs: AlternativeCount | None = None
     response_format: ResponseFormat | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    metadata: dict[str, str] | None = None
+    service_tier: Literal["auto", "default", "flex", "priority"] | None = None
+    # Not supported: they are accepted when they ask for nothing, and else refused by name.
     modalities: list[Literal["text"]] | None = None
     store: Literal[False] | None = None
-    service_tier: Literal["auto", "default"] | None = None
     # Hints of the OpenAI API that have no effect on an answer here.
-    parallel_tool_calls: bool | None = None
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
 
 
+class Function(BaseModel):
+    name: str
+    arguments: str
+
+
+class Call(BaseModel):
+    id: str
+    type: Literal["function"] = "function"
+    function: Function
+
+
 class AssistantMessage(BaseModel):
+    """``tool_calls`` is there when functions are called; ``content`` may be null then."""
+
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[Call] | None = None
 
 
 class Choice(BaseModel):
-    index: int = 0
+    index: int
     message: AssistantMessage
-    logprobs: None = None
-    finish_reason: Literal["stop", "length"]
+    logprobs: ChatLogprobs | None
+    finish_reason: Literal["stop", "length", "tool_calls"]
 
 
 class ChatCompletion(BaseModel):
@@ -103,31 +110,32 @@ class ChatCompletion(BaseModel):
 )
 async def create_chat_completion(request: Request, body: ChatRequest, caller: CallerOf) -> Response:
     """Answer a chat, at once or as a stream of server-sent events."""
-    asked = _asked(caller, body)
-    if body.stream:
-        started = await while_connected(request, caller.gateway.generator.start(asked))
-        if started is None:
-            return Response(status_code=499)
-        return EventStream(_chunks(body, started), started)
-    answer = await while_connected(request, _answer(caller, asked))
-    return answer or Response(status_code=499)
+    tools = plan(body.tools, body.tool_choice, body.parallel_tool_calls)
+    asked = repeated(_asked(caller, body, tools), body.n or 1)
+    begin = partial(bundle.start, caller.gateway.generator, asked, repeats=len(asked))
+    with calling(tools.fields):
+        if body.stream:
+            started = await while_connected(request, begin())
+            if started is None:
+                return Response(status_code=499)
+            return EventStream(told(_chunks(body, tools, started)), started)
+        answer = await while_connected(request, _answer(body, tools, begin))
+        return answer or Response(status_code=499)
 
 
-async def _answer(caller: Caller, asked: generation.Request) -> Response:
-    started = await caller.gateway.generator.start(asked)
-    text = await generation.collect(started)
+async def _answer(
+    body: ChatRequest, tools: ToolPlan, begin: Callable[[], Awaitable[Bundle]]
+) -> Response:
+    started = await begin()
+    answers = await bundle.collect(started)
     completion = {
-        "id": asked.id,
+        "id": started.id,
         "object": "chat.completion",
         "created": int(time.time()),
         "model": started.route.model,
         "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": text, "refusal": None},
-                "logprobs": None,
-                "finish_reason": started.finish_reason,
-            }
+            _whole(index, answer, tools.reader(), bool(body.logprobs))
+            for index, answer in enumerate(answers)
         ],
         "usage": usage(started),
         "system_fingerprint": fingerprint(started),
@@ -135,69 +143,153 @@ async def _answer(caller: Caller, asked: generation.Request) -> Response:
     return json_answer(completion, started)
 
 
-async def _chunks(body: ChatRequest, started: Generation) -> AsyncIterator[bytes]:
+def _whole(
+    index: int, answer: Delta, reader: ToolCallReader | None, has_logprobs: bool
+) -> dict[str, Any]:
+    """One choice of an answer that is not streamed."""
+    pieces = _pieces(answer, reader)
+    text = "".join(piece for piece in pieces if isinstance(piece, str))
+    calls = [_call(piece) for piece in pieces if isinstance(piece, ToolCall)]
+    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+    if calls:
+        message |= {"content": text or None, "tool_calls": calls}
+    return {
+        "index": index,
+        "message": message,
+        "logprobs": chat_logprobs(answer.logprobs) if has_logprobs else None,
+        "finish_reason": _finish_reason(answer, reader),
+    }
+
+
+async def _chunks(body: ChatRequest, tools: ToolPlan, started: Bundle) -> AsyncIterator[bytes]:
     base: dict[str, Any] = {
-        "id": started.request.id,
+        "id": started.id,
         "object": "chat.completion.chunk",
         "created": int(time.time()),
         "model": started.route.model,
         "system_fingerprint": fingerprint(started),
     }
     extra: dict[str, Any] = {"usage": None} if body.wants_usage else {}
-    first = {"role": "assistant", "content": "", "refusal": None}
-    yield event({**base, **extra, "choices": [_choice(first, None)]})
-    # A token's chunk is its text between two halves that are encoded once.
-    before, after = orjson.dumps(
-        {**base, **extra, "choices": [_choice({"content": "\0"}, None)]}
-    ).split(b'"\\u0000"')
-    before, after = b"data: " + before, after + b"\n\n"
-    async for delta in started.deltas():
-        if delta.text:
-            yield before + orjson.dumps(delta.text) + after
-    yield event({**base, **extra, "choices": [_choice({}, started.finish_reason)]})
+    writers = [
+        _Writer(index, {**base, **extra}, tools.reader(), bool(body.logprobs))
+        for index in range(len(started))
+    ]
+    for writer in writers:
+        yield writer.chunk({"role": "assistant", "content": "", "refusal": None})
+    async for index, delta in started.deltas():
+        for chunk in writers[index].chunks(delta):
+            yield chunk
     if body.wants_usage:
         yield event({**base, "choices": [], "usage": usage(started)})
 
 
-def _choice(delta: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
-    return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+class _Writer:
+    """The chunks of one choice.
+
+    A token's chunk is its text between two halves that are encoded once.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        base: dict[str, Any],
+        reader: ToolCallReader | None,
+        has_logprobs: bool,
+    ) -> None:
+        self._index = index
+        self._base = base
+        self._reader = reader
+        self._has_logprobs = has_logprobs
+        self._calls = 0
+        before, after = self.chunk({"content": "\0"}).split(b'"\\u0000"')
+        self._halves = before, after
+
+    def chunk(
+        self,
+        delta: dict[str, Any],
+        finish_reason: str | None = None,
+        logprobs: dict[str, Any] | None = None,
+    ) -> bytes:
+        choice = {
+            "index": self._index,
+            "delta": delta,
+            "logprobs": logprobs,
+            "finish_reason": finish_reason,
+        }
+        return event({**self._base, "choices": [choice]})
+
+    def chunks(self, delta: Delta) -> list[bytes]:
+        """What one message of the engine becomes."""
+        pieces = _pieces(delta, self._reader)
+        chunks: list[bytes] = []
+        if self._has_logprobs and delta.logprobs:
+            # Text that is held back for a call comes after its tokens.
+            text = "".join(piece for piece in pieces if isinstance(piece, str))
+            chunks.append(self.chunk({"content": text}, None, chat_logprobs(delta.logprobs)))
+            pieces = [piece for piece in pieces if isinstance(piece, ToolCall)]
+        for piece in pieces:
+            chunks += [self._text(piece)] if isinstance(piece, str) else self._called(piece)
+        if delta.finish_reason:
+            chunks.append(self.chunk({}, _finish_reason(delta, self._reader)))
+        return chunks
+
+    def _text(self, text: str) -> bytes:
+        before, after = self._halves
+        return before + orjson.dumps(text) + after
+
+    def _called(self, call: ToolCall) -> list[bytes]:
+        """A call's name, then its arguments: clients put the pieces together by the index."""
+        index, self._calls = self._calls, self._calls + 1
+        head = {"index": index, **_call(call)}
+        head["function"] = {"name": call.name, "arguments": ""}
+        rest = {"index": index, "function": {"arguments": call.arguments}}
+        return [self.chunk({"tool_calls": [head]}), self.chunk({"tool_calls": [rest]})]
 
 
-def _asked(caller: Caller, body: ChatRequest) -> generation.Request:
-    if body.max_tokens is not None and body.max_completion_tokens is not None:
-        raise InvalidArgument(
-            "give 'max_tokens' or 'max_completion_tokens', not both", field="max_tokens"
-        )
-    messages = [_message(message) for message in body.messages]
+def _pieces(delta: Delta, reader: ToolCallReader | None) -> list[str | ToolCall]:
+    if reader is None:
+        return [delta.text] if delta.text else []
+    pieces = reader.push(delta.text)
+    return pieces + reader.flush() if delta.finish_reason else pieces
 
-    def prompt(target: Target) -> str:
-        return chat_template.render(
-            target.chat_template,
-            messages,
-            bos_token=target.bos_token,
-            eos_token=target.eos_token,
-        )
 
+def _finish_reason(delta: Delta, reader: ToolCallReader | None) -> str:
+    if reader is not None and reader.count and delta.finish_reason == "stop":
+        return "tool_calls"
+    return delta.finish_reason
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
+
+
+def _asked(caller: Caller, body: ChatRequest, tools: ToolPlan) -> generation.Request:
+    _check(body)
     sampling = body.sampling()
-    sampling["max_tokens"] = body.max_completion_tokens or body.max_tokens
+    stops = [*([body.stop] if isinstance(body.stop, str) else body.stop or ()), *tools.stops]
+    sampling |= {
+        "max_tokens": body.max_completion_tokens or body.max_tokens,
+        "stop": stops or None,
+        "logprobs": (body.top_logprobs or 0) if body.logprobs else None,
+        "response_format": answer_format(tools, engine_format(body.response_format)),
+    }
     return generation.Request(
         id=names.new_id("chatcmpl"),
         tenant=caller.tenant,
         operation="chat",
         model=body.model,
-        make_prompt=prompt,
+        make_prompt=Conversation(rendered(body.messages), tools),
         sampling=sampling,
+        principal=caller.principal,
+        service_tier=body.service_tier,
     )
 
 
-def _message(message: Message) -> dict[str, str]:
-    # `developer` is OpenAI's newer word for `system`; models are trained on the older.
-    role = "system" if message.role == "developer" else message.role
-    rendered = {"role": role, "content": _text(message.content)}
-    if message.name is not None:
-        rendered["name"] = message.name
-    return rendered
-
-
-def _text(content: str | Sequence[TextPart]) -> str:
-    return content if isinstance(content, str) else "".join(part.text for part in content)
+def _check(body: ChatRequest) -> None:
+    if body.max_tokens is not None and body.max_completion_tokens is not None:
+        raise InvalidArgument(
+            "give 'max_tokens' or 'max_completion_tokens', not both", field="max_tokens"
+        )
+    if body.top_logprobs is not None and not body.logprobs:
+        raise InvalidArgument("top_logprobs needs logprobs: true", field="top_logprobs")

@@ -15,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from millrace_gateway.limits import RateLimited
 from millrace_runtime import storage
 from millrace_runtime.errors import MillraceError
 
@@ -74,7 +75,10 @@ def document(error: MillraceError) -> dict[str, Any]:
     """The body that says all that ``error`` says."""
     status = status_of(error)
     param = error.field if error.field and error.field not in _PATH_FIELDS else None
-    return body(status, str(error), code=error.reason.lower(), param=param)
+    found = body(status, str(error), code=error.reason.lower(), param=param)
+    if isinstance(error, RateLimited):
+        found["error"]["type"] = error.kind
+    return found
 
 
 def body(
@@ -86,6 +90,9 @@ def body(
 
 def response(error: MillraceError) -> Response:
     """The HTTP answer that ``error`` becomes."""
+    if isinstance(error, RateLimited):
+        content = orjson.dumps(document(error))
+        return Response(content, status_of(error), error.headers(), "application/json")
     return answer(status_of(error), document(error))
 
 

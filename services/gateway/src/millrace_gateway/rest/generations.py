@@ -5,8 +5,10 @@ https://platform.openai.com/docs/api-reference/completions
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Annotated, Any, TypeVar
 
 import orjson
 from fastapi import Request, Response
@@ -14,7 +16,8 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 from starlette.types import Receive, Scope, Send
 
-from millrace_gateway.generation import Generation
+from millrace_gateway.bundle import Bundle
+from millrace_gateway.generation import Request as GenerationRequest
 from millrace_gateway.rest import errors
 from millrace_gateway.rest.shapes import Number, RequestBody
 from millrace_runtime.errors import MillraceError
@@ -22,10 +25,15 @@ from millrace_runtime.errors import MillraceError
 _Answer = TypeVar("_Answer")
 _DONE = b"data: [DONE]\n\n"
 _FINGERPRINT_CHARACTERS = 16
+_MAXIMUM_N = 16
+_MAXIMUM_BIASES = 1024
 
 Penalty = Annotated[Number, Field(ge=-2, le=2)]
 TokenLimit = Annotated[int, Field(ge=1, le=2**31 - 1)]
 StopText = Annotated[str, Field(min_length=1)]
+AlternativeCount = Annotated[int, Field(ge=0, le=20)]
+TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
+Bias = Annotated[Number, Field(ge=-100, le=100)]
 
 
 class StreamOptions(RequestBody):
@@ -48,11 +56,10 @@ class SamplingBody(RequestBody):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     user: str | None = None
-    # Not supported yet: they are accepted when they ask for nothing, and else refused by name.
-    n: Literal[1] | None = None
-    logit_bias: Annotated[dict[str, int], Field(max_length=0)] | None = None
+    n: Annotated[int, Field(ge=1, le=_MAXIMUM_N)] | None = None
+    logit_bias: Annotated[dict[TokenKey, Bias], Field(max_length=_MAXIMUM_BIASES)] | None = None
 
-    def sampling(self) -> dict[str, Any]:
+    def sampling(self) -> dict[str, object]:
         """The engine's sampling parameters (``engines/openvino_genai.py``)."""
         return {
             "max_tokens": self.max_tokens,
@@ -62,6 +69,7 @@ class SamplingBody(RequestBody):
             "stop": [self.stop] if isinstance(self.stop, str) else self.stop,
             "presence_penalty": self.presence_penalty,
             "frequency_penalty": self.frequency_penalty,
+            "logit_bias": self.logit_bias or None,
         }
 
     @property
@@ -75,47 +83,78 @@ class Usage(BaseModel):
     total_tokens: int
 
 
-def usage(generation: Generation) -> dict[str, int]:
+@contextmanager
+def calling(names: Mapping[str, str]) -> Iterator[None]:
+    """Let errors call fields by the names that an API has for them."""
+    try:
+        yield
+    except MillraceError as error:
+        error.field = names.get(error.field, error.field)
+        raise
+
+
+def repeated(request: GenerationRequest, n: int) -> list[GenerationRequest]:
+    """``n`` requests that differ in their ids and, when one is given, in their seeds."""
+    seed = request.sampling.get("seed")
+    return [
+        replace(
+            request,
+            id=f"{request.id}-{index}",
+            sampling=(
+                {**request.sampling, "seed": seed + index}
+                if isinstance(seed, int)
+                else request.sampling
+            ),
+        )
+        if index
+        else request
+        for index in range(n)
+    ]
+
+
+def usage(bundle: Bundle) -> dict[str, int]:
+    prompt_tokens, completion_tokens = bundle.prompt_tokens, bundle.completion_tokens
     return {
-        "prompt_tokens": generation.prompt_tokens,
-        "completion_tokens": generation.completion_tokens,
-        "total_tokens": generation.prompt_tokens + generation.completion_tokens,
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
     }
 
 
-def headers(generation: Generation) -> dict[str, str]:
-    return {"x-millrace-version": f"{generation.route.model}@{generation.target.version}"}
+def headers(bundle: Bundle) -> dict[str, str]:
+    return {"x-millrace-version": f"{bundle.route.model}@{bundle.target.version}"}
 
 
-def fingerprint(generation: Generation) -> str:
-    """Same fingerprint, same seed, same answer: it is the artifact's digest."""
-    digest = generation.target.artifact_digest.removeprefix("sha256:")
+def fingerprint(bundle: Bundle) -> str:
+    """Same fingerprint, same seed, same answer: it is the artifact's digest.
+
+    ``/v1/lineage/{fingerprint}`` says what the artifact was made from.
+    """
+    digest = bundle.target.artifact_digest.removeprefix("sha256:")
     return f"fp_{digest[:_FINGERPRINT_CHARACTERS]}"
 
 
-def json_answer(content: Mapping[str, Any], generation: Generation) -> Response:
-    return Response(
-        orjson.dumps(content), headers=headers(generation), media_type="application/json"
-    )
+def json_answer(content: Mapping[str, Any], bundle: Bundle) -> Response:
+    return Response(orjson.dumps(content), headers=headers(bundle), media_type="application/json")
 
 
 class EventStream(StreamingResponse):
     """Server-sent events; what fails on the way is said in one, as the OpenAI API does."""
 
-    def __init__(self, chunks: AsyncIterator[bytes], generation: Generation) -> None:
+    def __init__(self, chunks: AsyncIterator[bytes], bundle: Bundle) -> None:
         super().__init__(
-            _told(chunks),
-            headers={**headers(generation), "cache-control": "no-cache"},
+            chunks,
+            headers={**headers(bundle), "cache-control": "no-cache"},
             media_type="text/event-stream",
         )
-        self._generation = generation
+        self._bundle = bundle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
             # A client may be gone before the first chunk was asked for; then nobody else would.
-            await self._generation.close()
+            await self._bundle.close()
 
 
 def event(content: Mapping[str, Any]) -> bytes:
@@ -141,7 +180,8 @@ async def _disconnected(receive: Callable[[], Awaitable[Any]]) -> None:
         pass
 
 
-async def _told(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def told(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """``chunks``, ended as the OpenAI API ends them: with ``[DONE]``, or with an error."""
     try:
         async for chunk in chunks:
             yield chunk

@@ -39,6 +39,8 @@ _COLLECTION_OF_PREFIX = {
     "deployment": "deployments",
 }
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+# ``system_fingerprint`` of an answer: the beginning of its artifact's digest.
+_FINGERPRINT = re.compile(r"fp_([0-9a-f]{16})")
 _RELATIVE_NAME = re.compile(r"[a-z]+/[A-Za-z0-9._:-]{1,256}(/[a-z]+/[A-Za-z0-9_-]{1,80})?")
 
 
@@ -135,8 +137,9 @@ async def reverse_rollout(
 
 @ROUTER.get("/v1/lineage/{reference:path}", response_model=Lineage, tags=["lineage"])
 async def get_lineage(reference: str, caller: CallerOf) -> Lineage:
-    """The lineage of an id (``run-…``, ``file-…``), a version (``demo@7``), a digest, or a
-    name such as ``runs/run-…/checkpoints/ckpt-…``."""
+    """The lineage of an answer (its ``system_fingerprint``, or its ``x-millrace-version``:
+    ``demo@7``), an id (``run-…``, ``file-…``), a digest, or a name such as
+    ``runs/run-…/checkpoints/ckpt-…``. Datasets and files are there with their digests."""
     request = pb.GetLineageRequest(
         name=await _lineage_name(caller, reference), parent=caller.parent
     )
@@ -157,6 +160,8 @@ async def get_lineage(reference: str, caller: CallerOf) -> Lineage:
 async def _lineage_name(caller: Caller, reference: str) -> str:
     if _DIGEST.fullmatch(reference):
         return reference
+    if fingerprint := _FINGERPRINT.fullmatch(reference):
+        return f"sha256:{fingerprint[1]}"
     if _RELATIVE_NAME.fullmatch(reference) and not reference.startswith("tenants/"):
         return f"{caller.parent}/{reference}"
     collection = _COLLECTION_OF_PREFIX.get(reference.partition("-")[0])

@@ -8,18 +8,28 @@ Inputs (``prompt`` or ``input_ids``, not both)
     ``prompt``     BYTES [1]  rendered text; special tokens in it are parsed as such
     ``input_ids``  INT64 [n]  the prompt as token ids
     ``sampling``   BYTES [1]  JSON object with any of: max_tokens (at most, and without it, what
-        fits the context), temperature (default 1; 0 is greedy), top_p, top_k, seed, stop
-        (string or list), presence_penalty, frequency_penalty, n (only 1), logprobs (int; only
-        the chosen token's is returned), ignore_eos
+        fits the context; 0 with prompt_logprobs), temperature (default 1; 0 is greedy), top_p,
+        top_k, seed, stop (string or list), presence_penalty, frequency_penalty, n (only 1),
+        ignore_eos, logprobs (0 to 20: so many alternatives with each generated token),
+        prompt_logprobs (true: the same for the prompt), logit_bias (token id -> -100 to 100),
+        response_format ({"type": "json_schema", "schema"}, {"type": "json_object"} or {"type":
+        "regex", "pattern"}: the answer keeps to it; see ``constraint.py``)
 Outputs of every response
     ``text``           BYTES [1]  text since the last response, always whole characters
     ``token_count``    INT32 [1]  tokens generated since then, an end-of-text token included
     ``finish_reason``  BYTES [1]  "" until the last response: "stop" or "length"
-    ``logprobs``       BYTES [1]  when asked for: JSON list of {"token", "logprob", "bytes"}
+    ``logprobs``       BYTES [1]  when asked for: JSON list with one entry a generated token,
+        {"id", "token", "logprob", "bytes", "top": [{"id", "token", "logprob", "bytes"}, …]}
 Outputs of the last response only
     ``prompt_token_count``  INT32 [1]
     ``timing``              BYTES [1]  JSON {"queue_seconds", "first_token_seconds",
         "total_seconds"}, each counted from arrival
+    ``prompt_logprobs``     BYTES [1]  when asked for: JSON list, the same entry for each token of
+        the prompt; the first one's "logprob" is null
+
+Log-probabilities are natural, and the model's own: in float32, before temperature, penalties,
+bias and ``response_format`` (an answer may hold a token that the model thinks unlikely). A special
+token has "bytes" [] and its name for "token"; "logprob" is null for minus infinity.
 
 A mistake in the request is answered with the error code INVALID_ARG, a request its client
 cancelled with CANCELLED, and once the generation thread has died everything with UNAVAILABLE.
@@ -27,6 +37,8 @@ cancelled with CANCELLED, and once the generation thread has died everything wit
 One thread generates and sends. GenAI's ``step`` holds the GIL and a send waits for Triton, so the
 thread shares its time: after each step it sends for at most ``SEND_SHARE`` of what the step took.
 At low load every token is sent at once; at high load a stream's tokens gather until its turn.
+What needs log-probabilities or a bias is sent by the scorer's thread instead (``scorer.py``), and
+a grammar not seen before is first tried in a third (``grammar.py``).
 """
 
 import json
@@ -34,6 +46,7 @@ import sys
 import threading
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +54,13 @@ import numpy as np
 import openvino as ov
 import openvino_genai as genai
 import triton_python_backend_utils as pb_utils
-from sampling import parse_sampling
-from stream import Delta, Stream, fail, logprob, respond
-from text_stream import TextStream, token_bytes
+from constraint import Constraint, parse_constraint
+from forward import Forward
+from grammar import GrammarCheck, structured
+from sampling import Sampling, parse_sampling
+from scorer import Scorer
+from stream import Delta, Stream, fail, respond, take
+from text_stream import TextStream, token_bytes, token_names
 
 CANCEL_POLL_SECONDS = 0.05
 SEND_SHARE = 0.5
@@ -74,6 +91,10 @@ class TritonPythonModel:
         pieces = self.tokenizer.get_vocab()
         visible = self.tokenizer.decode([[token] for token in range(max(pieces.values()) + 1)])
         self.spelling = token_bytes(pieces, visible)
+        names = token_names(pieces, len(visible))
+        self.scorer = Scorer(Forward(artifact, setting["threads"]), self.spelling, names)
+        self.grammars = GrammarCheck(artifact, len(visible))
+        self.checker = ThreadPoolExecutor(max_workers=1)
         self.lock = threading.Condition()
         self.waiting: deque[Stream] = deque()
         self.failure = ""
@@ -94,10 +115,12 @@ class TritonPythonModel:
                 lines = str(error).strip().splitlines() or [type(error).__name__]
                 fail(sender, "INVALID_ARG", lines[-1])
             else:
-                self._enter(stream)
+                self._start(stream)
 
     def finalize(self) -> None:
         """Called when no request is left."""
+        self.checker.shutdown()
+        self.scorer.close()
         with self.lock:
             self.closing = True
             self.lock.notify()
@@ -108,14 +131,26 @@ class TritonPythonModel:
         inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         prompt = self._prompt(inputs)
         room = self.context_tokens - prompt.size
-        if room < 1:
-            raise ValueError(f"a prompt of {prompt.size} tokens fills the context")
+        if room < 0:
+            raise ValueError(f"a prompt of {prompt.size} tokens does not fit the context")
         sampling = parse_sampling(inputs["sampling"][0], room)
+        if wrong := [token for token in sampling.logit_bias if token >= len(self.spelling)]:
+            raise ValueError(f"logit_bias has {wrong[0]}, which is not in the vocabulary")
+        constraint = None
+        if sampling.response_format is not None:
+            constraint = parse_constraint(sampling.response_format)
+        config = self._config(sampling, constraint)
+        text = TextStream(sampling.stops)
+        return Stream(sender, prompt, config, sampling, constraint, text, arrived)
+
+    def _config(self, sampling: Sampling, constraint: Constraint | None) -> Any:
         config = genai.GenerationConfig(**sampling.options)
         config.eos_token_id = self.defaults.eos_token_id
         config.stop_token_ids = self.defaults.stop_token_ids
+        if constraint:
+            config.structured_output_config = structured(constraint.kind, constraint.text)
         config.validate()
-        return Stream(sender, prompt, config, sampling, TextStream(sampling.stops), arrived)
+        return config
 
     def _prompt(self, inputs: dict[str, Any]) -> Any:
         """Token ids of shape [1, n]."""
@@ -130,9 +165,35 @@ class TritonPythonModel:
             raise ValueError("the prompt is empty or has ids outside the vocabulary")
         return prompt
 
+    def _start(self, stream: Stream) -> None:
+        constraint = stream.constraint
+        if constraint is None:
+            self._enter(stream)
+        elif self.grammars.is_known(constraint.kind, constraint.text):
+            self._check_grammar(stream)
+        else:
+            self.checker.submit(self._check_grammar, stream)
+
+    def _check_grammar(self, stream: Stream) -> None:
+        """Enter the stream if its grammar compiles. In a thread of its own when it is new."""
+        try:
+            refusal = self.grammars.refusal(stream.constraint.kind, stream.constraint.text)
+        except Exception as error:
+            fail(stream.sender, "UNAVAILABLE", f"grammars cannot be checked: {error}")
+            return
+        if refusal:
+            fail(stream.sender, "INVALID_ARG", f"response_format: {refusal}")
+        else:
+            self._enter(stream)
+
     def _enter(self, stream: Stream) -> None:
+        if stream.sampling.is_generated_by_scorer:
+            self.scorer.enter(stream)
+            return
         with self.lock:
             if not self.failure:
+                if stream.sampling.is_scored:
+                    self.scorer.enter(stream)
                 self.waiting.append(stream)
                 self.lock.notify()
                 return
@@ -189,35 +250,30 @@ class TritonPythonModel:
         before = stream.delta.token_count
         while not stream.finish_reason and stream.handle.can_read():
             for output in stream.handle.read().values():
-                self._take(stream, output)
+                reason = FINISH_REASONS[output.finish_reason]
+                take(stream, output.generated_ids, reason, self.spelling)
         if stream.delta.token_count and not before:
-            if stream.first_token:
-                self.unsent.append(stream)
-            else:
-                stream.first_token = now
-                self.unsent.appendleft(stream)
+            self._hand_on(stream, now)
 
-    def _take(self, stream: Stream, output: Any) -> None:
-        ids, reason = output.generated_ids, FINISH_REASONS[output.finish_reason]
-        # What stops a generation by itself is an end-of-text token, which spells nothing.
-        spelled = [self.spelling[token] for token in (ids[:-1] if reason == "stop" else ids)]
-        text = stream.text.push(b"".join(spelled))
-        if stream.text.stopped:
-            reason = "stop"
-        elif reason:
-            text += stream.text.flush()
-        stream.finish_reason = reason
-        stream.delta.text += text
-        stream.delta.token_count += len(ids)
-        if stream.sampling.logprobs:
-            stream.delta.logprobs += map(logprob, spelled, output.generated_log_probs)
+    def _hand_on(self, stream: Stream, now: float) -> None:
+        """To the scorer, or to be sent; who has nothing yet goes first."""
+        is_first = not stream.first_token
+        stream.first_token = stream.first_token or now
+        if stream.job:
+            self.scorer.push(stream)
+            if stream.finish_reason:
+                self._close(stream)
+        elif is_first:
+            self.unsent.appendleft(stream)
+        else:
+            self.unsent.append(stream)
 
     def _send(self, until: float) -> None:
         """Send at least one delta, and go on while there is time; the longest waiting first."""
         while self.unsent:
             stream = self.unsent.popleft()
             if not stream.closed:
-                respond(stream)
+                respond(stream, stream.delta, stream.finish_reason)
                 stream.delta = Delta()
                 if stream.finish_reason:
                     self._close(stream)
@@ -229,7 +285,9 @@ class TritonPythonModel:
         if stream.closed or stream.finish_reason or now - stream.checked < CANCEL_POLL_SECONDS:
             return
         stream.checked = now
-        if stream.sender.is_cancelled():
+        if stream.job and stream.job.has_ended:
+            self._close(stream)
+        elif stream.sender.is_cancelled():
             self._close(stream, "CANCELLED", "cancelled by the client")
         elif stream.handle.get_status() == genai.GenerationStatus.IGNORED:
             self._close(stream, "INVALID_ARG", "the prompt does not fit the KV cache")
@@ -238,7 +296,10 @@ class TritonPythonModel:
         if stream.handle:
             stream.handle.cancel()
         if code and not stream.closed:
-            fail(stream.sender, code, message)
+            if stream.job:
+                self.scorer.end(stream, code, message)
+            else:
+                fail(stream.sender, code, message)
         stream.closed = True
 
 

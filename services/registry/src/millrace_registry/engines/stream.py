@@ -5,55 +5,84 @@ Copied beside ``model.py`` into the Triton repository, so free of imports from t
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from constraint import Constraint
 from sampling import Sampling
 from text_stream import TextStream
 
 
 @dataclass
 class Delta:
-    """What a stream has gathered since its last send."""
+    """What a stream has gathered since its last send.
+
+    ``tokens`` is kept for the scorer only; ``logprobs`` are entries as JSON.
+    """
 
     text: str = ""
     token_count: int = 0
-    logprobs: list[dict[str, Any]] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[str] = field(default_factory=list)
 
 
 @dataclass(eq=False)
 class Stream:
-    """One request on its way. Times are seconds of ``time.monotonic``."""
+    """One request on its way. Times are seconds of ``time.monotonic``.
+
+    ``job`` is the scorer's, when it has a part in the request; then the scorer alone answers.
+    """
 
     sender: Any
     prompt: Any
     config: Any
     sampling: Sampling
+    constraint: Constraint | None
     text: TextStream
     arrived: float
     admitted: float = 0.0
     first_token: float = 0.0
     checked: float = 0.0
     handle: Any = None
+    job: Any = None
     delta: Delta = field(default_factory=Delta)
     finish_reason: str = ""
     closed: bool = False
 
 
-def respond(stream: Stream) -> None:
-    delta, reason = stream.delta, stream.finish_reason
+def take(stream: Stream, tokens: Sequence[int], reason: str, spelling: Sequence[bytes]) -> None:
+    """Add tokens that were generated, and ``reason`` when generation ended with them."""
+    # What stops a generation by itself is an end-of-text token, which spells nothing.
+    spelled = [spelling[token] for token in (tokens[:-1] if reason == "stop" else tokens)]
+    text = stream.text.push(b"".join(spelled))
+    if stream.text.stopped:
+        reason = "stop"
+    elif reason:
+        text += stream.text.flush()
+    stream.finish_reason = reason
+    stream.delta.text += text
+    stream.delta.token_count += len(tokens)
+    if stream.job:
+        stream.delta.tokens += tokens
+
+
+def respond(stream: Stream, delta: Delta, reason: str, prompt_logprobs: Sequence[str] = ()) -> None:
+    """Send one response; ``reason`` is "" but for the last."""
     outputs: dict[str, str | int] = {
         "text": delta.text,
         "token_count": delta.token_count,
         "finish_reason": reason,
     }
-    if stream.sampling.logprobs:
-        outputs["logprobs"] = json.dumps(delta.logprobs)
+    if stream.sampling.logprobs is not None:
+        outputs["logprobs"] = f"[{','.join(delta.logprobs)}]"
     if reason:
         outputs["prompt_token_count"] = stream.prompt.size
         outputs["timing"] = timing(stream)
+        if prompt_logprobs:
+            outputs["prompt_logprobs"] = f"[{','.join(prompt_logprobs)}]"
     flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if reason else 0
     tensors = [tensor(name, value) for name, value in outputs.items()]
     stream.sender.send(pb_utils.InferenceResponse(tensors), flags=flags)
@@ -72,10 +101,6 @@ def timing(stream: Stream) -> str:
         "total_seconds": time.monotonic(),
     }
     return json.dumps({name: round(at - stream.arrived, 6) for name, at in moments.items()})
-
-
-def logprob(piece: bytes, value: float) -> dict[str, Any]:
-    return {"token": piece.decode(errors="replace"), "logprob": value, "bytes": list(piece)}
 
 
 def tensor(name: str, value: str | int) -> Any:

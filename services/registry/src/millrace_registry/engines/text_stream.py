@@ -70,3 +70,11 @@ def token_bytes(pieces: Mapping[bytes, int], visible: Sequence[str]) -> list[byt
     if wrong := sum(piece.decode(errors="replace") != text for piece, text in pairs):
         raise ValueError(f"the tokenizer is not byte-level: {wrong} tokens spell something else")
     return table
+
+
+def token_names(pieces: Mapping[bytes, int], count: int) -> list[str]:
+    """What each token is called, by id: for those that spell nothing."""
+    names = [""] * count
+    for piece, token in pieces.items():
+        names[token] = piece.decode(errors="replace")
+    return names

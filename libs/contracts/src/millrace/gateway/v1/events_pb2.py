@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n millrace/gateway/v1/events.proto\x12\x13millrace.gateway.v1\"\x19\n\nKeyCreated\x12\x0b\n\x03key\x18\x01 \x01(\t\"\x19\n\nKeyRevoked\x12\x0b\n\x03key\x18\x01 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n millrace/gateway/v1/events.proto\x12\x13millrace.gateway.v1\"\x19\n\nKeyCreated\x12\x0b\n\x03key\x18\x01 \x01(\t\"\x19\n\nKeyUpdated\x12\x0b\n\x03key\x18\x01 \x01(\t\"\x19\n\nKeyRevoked\x12\x0b\n\x03key\x18\x01 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,6 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_KEYCREATED']._serialized_start=57
   _globals['_KEYCREATED']._serialized_end=82
-  _globals['_KEYREVOKED']._serialized_start=84
-  _globals['_KEYREVOKED']._serialized_end=109
+  _globals['_KEYUPDATED']._serialized_start=84
+  _globals['_KEYUPDATED']._serialized_end=109
+  _globals['_KEYREVOKED']._serialized_start=111
+  _globals['_KEYREVOKED']._serialized_end=136
 # @@protoc_insertion_point(module_scope)

@@ -38,6 +38,27 @@ class KeyCreated(_message.Message):
 Global___KeyCreated: _TypeAlias = KeyCreated  # noqa: Y015
 
 @_typing.final
+class KeyUpdated(_message.Message):
+    """millrace.{tenant}.gateway.key.updated"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeyUpdated: _TypeAlias = KeyUpdated  # noqa: Y015
+
+@_typing.final
 class KeyRevoked(_message.Message):
     """millrace.{tenant}.gateway.key.revoked"""
 

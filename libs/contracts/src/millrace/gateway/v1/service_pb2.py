@@ -26,13 +26,21 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!millrace/gateway/v1/service.proto\x12\x13millrace.gateway.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb7\x01\n\x03Key\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12*\n\x04role\x18\x03 \x01(\x0e\x32\x1c.millrace.gateway.v1.KeyRole\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa1\x01\n\x10\x43reateKeyRequest\x12\x35\n\x06parent\x18\x01 \x01(\tB%\xbaH\"r 2\x1e^tenants/[a-z][a-z0-9-]{0,62}$\x12\x1e\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x36\n\x04role\x18\x03 \x01(\x0e\x32\x1c.millrace.gateway.v1.KeyRoleB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\"J\n\x11\x43reateKeyResponse\x12%\n\x03key\x18\x01 \x01(\x0b\x32\x18.millrace.gateway.v1.Key\x12\x0e\n\x06secret\x18\x02 \x01(\t\"{\n\x0fListKeysRequest\x12\x35\n\x06parent\x18\x01 \x01(\tB%\xbaH\"r 2\x1e^tenants/[a-z][a-z0-9-]{0,62}$\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x12\n\npage_token\x18\x03 \x01(\t\"S\n\x10ListKeysResponse\x12&\n\x04keys\x18\x01 \x03(\x0b\x32\x18.millrace.gateway.v1.Key\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"`\n\x10RevokeKeyRequest\x12L\n\x04name\x18\x01 \x01(\tB>\xbaH;r927^tenants/[a-z][a-z0-9-]{0,62}/keys/[A-Za-z0-9_-]{1,80}$\":\n\x11RevokeKeyResponse\x12%\n\x03key\x18\x01 \x01(\x0b\x32\x18.millrace.gateway.v1.Key*O\n\x07KeyRole\x12\x18\n\x14KEY_ROLE_UNSPECIFIED\x10\x00\x12\x13\n\x0fKEY_ROLE_MEMBER\x10\x01\x12\x15\n\x11KEY_ROLE_OPERATOR\x10\x02\x32\x9d\x02\n\nKeyService\x12Z\n\tCreateKey\x12%.millrace.gateway.v1.CreateKeyRequest\x1a&.millrace.gateway.v1.CreateKeyResponse\x12W\n\x08ListKeys\x12$.millrace.gateway.v1.ListKeysRequest\x1a%.millrace.gateway.v1.ListKeysResponse\x12Z\n\tRevokeKey\x12%.millrace.gateway.v1.RevokeKeyRequest\x1a&.millrace.gateway.v1.RevokeKeyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!millrace/gateway/v1/service.proto\x12\x13millrace.gateway.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x94\x02\n\tKeyLimits\x12)\n\x13requests_per_minute\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x01H\x00\x88\x01\x01\x12\'\n\x11tokens_per_minute\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x01H\x01\x88\x01\x01\x12,\n\x16\x63oncurrent_generations\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x01H\x02\x88\x01\x01\x12<\n\x08priority\x18\x04 \x01(\x0e\x32 .millrace.gateway.v1.KeyPriorityB\x08\xbaH\x05\x82\x01\x02\x10\x01\x42\x16\n\x14_requests_per_minuteB\x14\n\x12_tokens_per_minuteB\x19\n\x17_concurrent_generations\"\xe7\x01\n\x03Key\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12*\n\x04role\x18\x03 \x01(\x0e\x32\x1c.millrace.gateway.v1.KeyRole\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x06limits\x18\x06 \x01(\x0b\x32\x1e.millrace.gateway.v1.KeyLimits\"\xd1\x01\n\x10\x43reateKeyRequest\x12\x35\n\x06parent\x18\x01 \x01(\tB%\xbaH\"r 2\x1e^tenants/[a-z][a-z0-9-]{0,62}$\x12\x1e\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x36\n\x04role\x18\x03 \x01(\x0e\x32\x1c.millrace.gateway.v1.KeyRoleB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12.\n\x06limits\x18\x04 \x01(\x0b\x32\x1e.millrace.gateway.v1.KeyLimits\"J\n\x11\x43reateKeyResponse\x12%\n\x03key\x18\x01 \x01(\x0b\x32\x18.millrace.gateway.v1.Key\x12\x0e\n\x06secret\x18\x02 \x01(\t\"{\n\x0fListKeysRequest\x12\x35\n\x06parent\x18\x01 \x01(\tB%\xbaH\"r 2\x1e^tenants/[a-z][a-z0-9-]{0,62}$\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x12\n\npage_token\x18\x03 \x01(\t\"S\n\x10ListKeysResponse\x12&\n\x04keys\x18\x01 \x03(\x0b\x32\x18.millrace.gateway.v1.Key\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x98\x01\n\x10UpdateKeyRequest\x12L\n\x04name\x18\x01 \x01(\tB>\xbaH;r927^tenants/[a-z][a-z0-9-]{0,62}/keys/[A-Za-z0-9_-]{1,80}$\x12\x36\n\x06limits\x18\x02 \x01(\x0b\x32\x1e.millrace.gateway.v1.KeyLimitsB\x06\xbaH\x03\xc8\x01\x01\":\n\x11UpdateKeyResponse\x12%\n\x03key\x18\x01 \x01(\x0b\x32\x18.millrace.gateway.v1.Key\"`\n\x10RevokeKeyRequest\x12L\n\x04name\x18\x01 \x01(\tB>\xbaH;r927^tenants/[a-z][a-z0-9-]{0,62}/keys/[A-Za-z0-9_-]{1,80}$\":\n\x11RevokeKeyResponse\x12%\n\x03key\x18\x01 \x01(\x0b\x32\x18.millrace.gateway.v1.Key*O\n\x07KeyRole\x12\x18\n\x14KEY_ROLE_UNSPECIFIED\x10\x00\x12\x13\n\x0fKEY_ROLE_MEMBER\x10\x01\x12\x15\n\x11KEY_ROLE_OPERATOR\x10\x02*r\n\x0bKeyPriority\x12\x1c\n\x18KEY_PRIORITY_UNSPECIFIED\x10\x00\x12\x15\n\x11KEY_PRIORITY_HIGH\x10\x01\x12\x18\n\x14KEY_PRIORITY_DEFAULT\x10\x02\x12\x14\n\x10KEY_PRIORITY_LOW\x10\x03\x32\xf9\x02\n\nKeyService\x12Z\n\tCreateKey\x12%.millrace.gateway.v1.CreateKeyRequest\x1a&.millrace.gateway.v1.CreateKeyResponse\x12W\n\x08ListKeys\x12$.millrace.gateway.v1.ListKeysRequest\x1a%.millrace.gateway.v1.ListKeysResponse\x12Z\n\tUpdateKey\x12%.millrace.gateway.v1.UpdateKeyRequest\x1a&.millrace.gateway.v1.UpdateKeyResponse\x12Z\n\tRevokeKey\x12%.millrace.gateway.v1.RevokeKeyRequest\x1a&.millrace.gateway.v1.RevokeKeyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'millrace.gateway.v1.service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_KEYLIMITS'].fields_by_name['requests_per_minute']._loaded_options = None
+  _globals['_KEYLIMITS'].fields_by_name['requests_per_minute']._serialized_options = b'\272H\004\032\002(\001'
+  _globals['_KEYLIMITS'].fields_by_name['tokens_per_minute']._loaded_options = None
+  _globals['_KEYLIMITS'].fields_by_name['tokens_per_minute']._serialized_options = b'\272H\004\032\002(\001'
+  _globals['_KEYLIMITS'].fields_by_name['concurrent_generations']._loaded_options = None
+  _globals['_KEYLIMITS'].fields_by_name['concurrent_generations']._serialized_options = b'\272H\004\032\002(\001'
+  _globals['_KEYLIMITS'].fields_by_name['priority']._loaded_options = None
+  _globals['_KEYLIMITS'].fields_by_name['priority']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_CREATEKEYREQUEST'].fields_by_name['parent']._loaded_options = None
   _globals['_CREATEKEYREQUEST'].fields_by_name['parent']._serialized_options = b'\272H\"r 2\036^tenants/[a-z][a-z0-9-]{0,62}$'
   _globals['_CREATEKEYREQUEST'].fields_by_name['display_name']._loaded_options = None
@@ -43,24 +51,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTKEYSREQUEST'].fields_by_name['parent']._serialized_options = b'\272H\"r 2\036^tenants/[a-z][a-z0-9-]{0,62}$'
   _globals['_LISTKEYSREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_LISTKEYSREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\007\032\005\030\350\007(\000'
+  _globals['_UPDATEKEYREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_UPDATEKEYREQUEST'].fields_by_name['name']._serialized_options = b'\272H;r927^tenants/[a-z][a-z0-9-]{0,62}/keys/[A-Za-z0-9_-]{1,80}$'
+  _globals['_UPDATEKEYREQUEST'].fields_by_name['limits']._loaded_options = None
+  _globals['_UPDATEKEYREQUEST'].fields_by_name['limits']._serialized_options = b'\272H\003\310\001\001'
   _globals['_REVOKEKEYREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_REVOKEKEYREQUEST'].fields_by_name['name']._serialized_options = b'\272H;r927^tenants/[a-z][a-z0-9-]{0,62}/keys/[A-Za-z0-9_-]{1,80}$'
-  _globals['_KEYROLE']._serialized_start=914
-  _globals['_KEYROLE']._serialized_end=993
-  _globals['_KEY']._serialized_start=121
-  _globals['_KEY']._serialized_end=304
-  _globals['_CREATEKEYREQUEST']._serialized_start=307
-  _globals['_CREATEKEYREQUEST']._serialized_end=468
-  _globals['_CREATEKEYRESPONSE']._serialized_start=470
-  _globals['_CREATEKEYRESPONSE']._serialized_end=544
-  _globals['_LISTKEYSREQUEST']._serialized_start=546
-  _globals['_LISTKEYSREQUEST']._serialized_end=669
-  _globals['_LISTKEYSRESPONSE']._serialized_start=671
-  _globals['_LISTKEYSRESPONSE']._serialized_end=754
-  _globals['_REVOKEKEYREQUEST']._serialized_start=756
-  _globals['_REVOKEKEYREQUEST']._serialized_end=852
-  _globals['_REVOKEKEYRESPONSE']._serialized_start=854
-  _globals['_REVOKEKEYRESPONSE']._serialized_end=912
-  _globals['_KEYSERVICE']._serialized_start=996
-  _globals['_KEYSERVICE']._serialized_end=1281
+  _globals['_KEYROLE']._serialized_start=1504
+  _globals['_KEYROLE']._serialized_end=1583
+  _globals['_KEYPRIORITY']._serialized_start=1585
+  _globals['_KEYPRIORITY']._serialized_end=1699
+  _globals['_KEYLIMITS']._serialized_start=121
+  _globals['_KEYLIMITS']._serialized_end=397
+  _globals['_KEY']._serialized_start=400
+  _globals['_KEY']._serialized_end=631
+  _globals['_CREATEKEYREQUEST']._serialized_start=634
+  _globals['_CREATEKEYREQUEST']._serialized_end=843
+  _globals['_CREATEKEYRESPONSE']._serialized_start=845
+  _globals['_CREATEKEYRESPONSE']._serialized_end=919
+  _globals['_LISTKEYSREQUEST']._serialized_start=921
+  _globals['_LISTKEYSREQUEST']._serialized_end=1044
+  _globals['_LISTKEYSRESPONSE']._serialized_start=1046
+  _globals['_LISTKEYSRESPONSE']._serialized_end=1129
+  _globals['_UPDATEKEYREQUEST']._serialized_start=1132
+  _globals['_UPDATEKEYREQUEST']._serialized_end=1284
+  _globals['_UPDATEKEYRESPONSE']._serialized_start=1286
+  _globals['_UPDATEKEYRESPONSE']._serialized_end=1344
+  _globals['_REVOKEKEYREQUEST']._serialized_start=1346
+  _globals['_REVOKEKEYREQUEST']._serialized_end=1442
+  _globals['_REVOKEKEYRESPONSE']._serialized_start=1444
+  _globals['_REVOKEKEYRESPONSE']._serialized_end=1502
+  _globals['_KEYSERVICE']._serialized_start=1702
+  _globals['_KEYSERVICE']._serialized_end=2079
 # @@protoc_insertion_point(module_scope)

@@ -45,6 +45,11 @@ class KeyServiceStub:
                 request_serializer=millrace_dot_gateway_dot_v1_dot_service__pb2.ListKeysRequest.SerializeToString,
                 response_deserializer=millrace_dot_gateway_dot_v1_dot_service__pb2.ListKeysResponse.FromString,
                 _registered_method=True)
+        self.UpdateKey = channel.unary_unary(
+                '/millrace.gateway.v1.KeyService/UpdateKey',
+                request_serializer=millrace_dot_gateway_dot_v1_dot_service__pb2.UpdateKeyRequest.SerializeToString,
+                response_deserializer=millrace_dot_gateway_dot_v1_dot_service__pb2.UpdateKeyResponse.FromString,
+                _registered_method=True)
         self.RevokeKey = channel.unary_unary(
                 '/millrace.gateway.v1.KeyService/RevokeKey',
                 request_serializer=millrace_dot_gateway_dot_v1_dot_service__pb2.RevokeKeyRequest.SerializeToString,
@@ -68,6 +73,13 @@ class KeyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateKey(self, request, context):
+        """Replaces the limits of a key that is not revoked; they hold everywhere within a second.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RevokeKey(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -86,6 +98,11 @@ def add_KeyServiceServicer_to_server(servicer, server):
                     servicer.ListKeys,
                     request_deserializer=millrace_dot_gateway_dot_v1_dot_service__pb2.ListKeysRequest.FromString,
                     response_serializer=millrace_dot_gateway_dot_v1_dot_service__pb2.ListKeysResponse.SerializeToString,
+            ),
+            'UpdateKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateKey,
+                    request_deserializer=millrace_dot_gateway_dot_v1_dot_service__pb2.UpdateKeyRequest.FromString,
+                    response_serializer=millrace_dot_gateway_dot_v1_dot_service__pb2.UpdateKeyResponse.SerializeToString,
             ),
             'RevokeKey': grpc.unary_unary_rpc_method_handler(
                     servicer.RevokeKey,
@@ -148,6 +165,33 @@ class KeyService:
             '/millrace.gateway.v1.KeyService/ListKeys',
             millrace_dot_gateway_dot_v1_dot_service__pb2.ListKeysRequest.SerializeToString,
             millrace_dot_gateway_dot_v1_dot_service__pb2.ListKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/millrace.gateway.v1.KeyService/UpdateKey',
+            millrace_dot_gateway_dot_v1_dot_service__pb2.UpdateKeyRequest.SerializeToString,
+            millrace_dot_gateway_dot_v1_dot_service__pb2.UpdateKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,400 @@
+"""Inference with tensors: admit a request, choose a version, ask it, and count how it answered.
+
+What ``generation.py`` is to text, this is to the Open Inference Protocol; both share the routes,
+the keys' limits and the counts by which canaries are judged.
+"""
+
+import random
+import struct
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from opentelemetry import trace
+from opentelemetry.trace import Span, SpanKind, StatusCode
+from prometheus_client import Counter, Gauge, Histogram
+
+from millrace_gateway import route, spans
+from millrace_gateway.answers import AnswerCounts
+from millrace_gateway.domain import Principal
+from millrace_gateway.entrance import Entrance
+from millrace_gateway.health import Health
+from millrace_gateway.inference_engine import InferenceEngine, Place, Terms
+from millrace_gateway.limits import Limiter, Reservation
+from millrace_gateway.route import Choice, Route, RouteTable
+from millrace_gateway.triton import EngineFailed
+from millrace_runtime import telemetry
+from millrace_runtime.errors import InvalidArgument, MillraceError, NotFound, Unavailable
+
+SERVICE = "inference.GRPCInferenceService"
+EXTENSIONS = (
+    "binary_tensor_data",
+    "classification",
+    "generate",
+    "model_configuration",
+    "parameters",
+    "statistics",
+)
+
+_TRACER = trace.get_tracer("millrace")
+_ROUTE_CHANGE_SECONDS = 1.0
+_MOST_REFERENCE_CHARACTERS = 300
+_COUNT = struct.Struct("<i")
+# Of Millrace's text engines; other models have no such outputs, and use no tokens.
+_TOKEN_COUNTS = ("token_count", "prompt_token_count")
+
+_ACTIVE = Gauge("millrace_inferences_active", "Inference requests in progress.")
+_ENDED = Counter(
+    "millrace_inferences_total", "Inference requests that ended.", ["model", "outcome"]
+)
+_SECONDS = Histogram(
+    "millrace_inference_seconds", "Time to the end of an inference request.", ["model"]
+)
+
+Question = Callable[[Place], Awaitable[Any]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a client asks for.
+
+    Attributes:
+        model: ``demo``, ``demo@7``, ``demo@champion``, as ``reference`` makes it.
+        question: makes the ModelInferRequest for the version that was chosen; one whose inputs
+            depend on the version may ask for its metadata.
+        is_stream: the answer may come in several parts.
+        timeout_seconds: what the client's deadline leaves; None without one.
+    """
+
+    principal: Principal
+    model: str
+    question: Question
+    is_stream: bool
+    timeout_seconds: float | None = None
+
+
+@dataclass
+class _Progress:
+    """A request on its way."""
+
+    asked: Asked
+    span: Span
+    reservation: Reservation | None
+    started_seconds: float = field(default_factory=time.perf_counter)
+    asked_seconds: float = 0.0
+    first_seconds: float | None = None
+    prompt_tokens: int = 0
+    tokens: int = 0
+
+    def heard(self, response: Any) -> None:
+        if self.first_seconds is None:
+            self.first_seconds = time.perf_counter() - self.asked_seconds
+        for output, raw in zip(response.outputs, response.raw_output_contents, strict=False):
+            if output.name in _TOKEN_COUNTS and len(raw) == _COUNT.size:
+                count = _COUNT.unpack(raw)[0]
+                if output.name == "token_count":
+                    self.tokens += count
+                else:
+                    self.prompt_tokens = count
+
+    def settle(self) -> None:
+        if self.reservation is not None:
+            used = self.tokens + self.prompt_tokens
+            self.reservation.settle(used if self.reservation.tokens else 0)
+
+
+class Inference:
+    """Answers inference requests: those that their key's limits and the entrance let in."""
+
+    def __init__(
+        self,
+        routes: RouteTable,
+        engine: InferenceEngine,
+        counts: AnswerCounts,
+        entrance: Entrance,
+        limiter: Limiter,
+        health: Health,
+        random_number: Callable[[], float] = random.random,
+    ) -> None:
+        self.engine = engine
+        self._routes = routes
+        self._counts = counts
+        self._entrance = entrance
+        self._limiter = limiter
+        self._health = health
+        self._random_number = random_number
+        self._active = 0
+
+    async def infer(self, asked: Asked) -> Any:
+        """The one ModelInferResponse of a model that is not decoupled.
+
+        Raises:
+            MillraceError: as ``answers``.
+        """
+        async with aclosing(self.answers(asked)) as responses:
+            found = [response async for response in responses]
+        return found[0]
+
+    async def answers(self, asked: Asked) -> AsyncGenerator[Any, None]:
+        """The ModelInferResponses as they come. Close it, or read it to its end.
+
+        A version that fails before its first response is asked once more, elsewhere if there is
+        another endpoint or version, as completions are.
+
+        Raises:
+            MillraceError: no such model, too many requests, or what the engine said.
+        """
+        failed: set[Choice] = set()
+        with self._in_progress(asked) as progress:
+            while True:
+                place = await self._enter(asked, failed)
+                try:
+                    async with aclosing(self._ask(place, progress)) as responses:
+                        async for response in responses:
+                            yield response
+                except EngineFailed as error:
+                    self._note_failure(place, progress, error)
+                    if failed or progress.first_seconds is not None:
+                        raise Unavailable(
+                            f"model {asked.model!r} does not answer: {error}",
+                            reason="ENGINE_FAILED",
+                        ) from error
+                    failed.add(place.choice)
+                else:
+                    self._note_success(place, progress)
+                    return
+                finally:
+                    self._entrance.leave(place.choice.endpoint)
+
+    def check_ready(self, tenant: str, model: str) -> None:
+        """Return when the version would be asked; the registry has had each answer a question.
+
+        Raises:
+            NotFound: there is no such model or version.
+            Unavailable: it is known, and does not serve yet.
+        """
+        found, pinned = self._routes.find(tenant, model)
+        route.candidates(found, pinned)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the gateway knows its routes."""
+        return self._routes.revision >= 0
+
+    async def metadata(self, tenant: str, model: str) -> Any:
+        """The ModelMetadataResponse of a version; its ``versions`` are all that can be asked.
+
+        Raises:
+            MillraceError: as ``check_ready``, or the engine does not say.
+        """
+        place = self._any_place(tenant, model)
+        response = await _told(self.engine.metadata(place))
+        versions = sorted(target.version for target in place.route.targets if target.endpoints)
+        response.versions[:] = [str(version) for version in versions]
+        return response
+
+    async def config(self, tenant: str, model: str) -> Any:
+        """The ModelConfigResponse of a version.
+
+        Raises:
+            MillraceError: as ``metadata``.
+        """
+        return await _told(self.engine.config(self._any_place(tenant, model)))
+
+    async def statistics(self, tenant: str, model: str) -> Sequence[Any]:
+        """ModelStatistics: an entry for each loaded version at each endpoint.
+
+        Args:
+            model: all of the tenant's when empty.
+
+        Raises:
+            MillraceError: as ``metadata``.
+        """
+        places = self._all_places(tenant, model)
+        responses = [await _told(self.engine.statistics(place)) for place in places]
+        return [entry for response in responses for entry in response.model_stats]
+
+    def _all_places(self, tenant: str, model: str) -> Sequence[Place]:
+        routes, pinned = self._routes.of_tenant(tenant), ""
+        if model:
+            found, pinned = self._routes.find(tenant, model)
+            routes = [found]
+        return [
+            Place(found, Choice(target, endpoint))
+            for found in routes
+            for target in (route.candidates(found, pinned) if pinned else found.targets)
+            for endpoint in target.endpoints
+        ]
+
+    def _place(self, tenant: str, model: str, failed: Collection[Choice] = ()) -> Place | None:
+        """A version by the route's shares, and an endpoint; None when everything has failed."""
+        found, pinned = self._routes.find(tenant, model)
+        choice = route.choose(
+            route.candidates(found, pinned),
+            self._random_number(),
+            failed,
+            self._entrance.in_progress,
+            self._health.ejected(found.triton_model),
+        )
+        return None if choice is None else Place(found, choice)
+
+    async def _enter(self, asked: Asked, failed: Collection[Choice]) -> Place:
+        """Take a place at an endpoint; whoever is given it leaves it."""
+        tenant, key = asked.principal.tenant, asked.principal.key_id
+        place = self._place(tenant, asked.model, failed)
+        if place is None:
+            await self._routes.wait_for_change(_ROUTE_CHANGE_SECONDS)
+            place = self._any_place(tenant, asked.model)
+        target, preferred = place.choice.target, place.choice.endpoint
+        alike = route.available(target, failed, self._health.ejected(place.route.triton_model))
+        endpoint = await self._entrance.enter(
+            preferred, alike or [preferred], asked.principal.limits.priority, key
+        )
+        return Place(place.route, Choice(target, endpoint))
+
+    def _any_place(self, tenant: str, model: str) -> Place:
+        place = self._place(tenant, model)
+        assert place is not None, "there are candidates, and nothing is excluded"
+        return place
+
+    async def _ask(self, place: Place, progress: _Progress) -> AsyncGenerator[Any, None]:
+        asked = progress.asked
+        spans.describe_choice(progress.span, place.route, place.choice)
+        with trace.use_span(progress.span):
+            traceparent = telemetry.current_traceparent()
+        self._health.asked(*place.identity)
+        request = await asked.question(place)
+        terms = Terms(asked.is_stream, asked.timeout_seconds, traceparent)
+        progress.asked_seconds = time.perf_counter()
+        async with aclosing(self.engine.answer(place, request, terms)) as responses:
+            async for response in responses:
+                if progress.first_seconds is None:
+                    self._health.answered(*place.identity)
+                progress.heard(response)
+                yield response
+
+    @contextmanager
+    def _in_progress(self, asked: Asked) -> Iterator[_Progress]:
+        found, _ = self._routes.find(asked.principal.tenant, asked.model)
+        reservation = self._admit(asked)
+        progress = _Progress(asked, _start_span(asked, found), reservation)
+        outcome = "cancelled"
+        self._active += 1
+        _ACTIVE.set(self._active)
+        try:
+            yield progress
+            outcome = "ok"
+        except Exception as error:
+            is_refusal = isinstance(error, MillraceError) and not isinstance(error, Unavailable)
+            outcome = "refused" if is_refusal else "failed"
+            progress.span.set_status(StatusCode.ERROR, str(error))
+            raise
+        finally:
+            self._active -= 1
+            _ACTIVE.set(self._active)
+            _ENDED.labels(found.model, outcome).inc()
+            _SECONDS.labels(found.model).observe(time.perf_counter() - progress.started_seconds)
+            progress.settle()
+            progress.span.end()
+
+    def _admit(self, asked: Asked) -> Reservation | None:
+        """Hold the gateway and the key to their limits.
+
+        How many tokens a request takes shows in the answer; what it took beyond the one that is
+        reserved is missing from what the key may take next.
+
+        Raises:
+            ResourceExhausted: one is reached.
+        """
+        self._entrance.check(self._active, asked.principal.limits.priority)
+        allowance = self._limiter.of(asked.principal)
+        if allowance is None:
+            return None
+        return allowance.reserve(1 if allowance.limits.tokens_per_minute is not None else 0)
+
+    def _note_success(self, place: Place, progress: _Progress) -> None:
+        if progress.first_seconds is None:  # a decoupled model may answer with nothing
+            self._health.answered(*place.identity)
+        self._counts.answered(
+            place.route.tenant,
+            place.route.model,
+            place.version,
+            progress.tokens,
+            progress.first_seconds or 0.0,
+        )
+
+    def _note_failure(self, place: Place, progress: _Progress, error: EngineFailed) -> None:
+        progress.span.add_event(
+            "attempt failed", {"endpoint": place.choice.endpoint, "reason": str(error)}
+        )
+        self._counts.failed(place.route.tenant, place.route.model, place.version)
+        if progress.first_seconds is None:
+            self._health.failed(*place.identity)
+
+
+def reference(model: str, version: str) -> str:
+    """``model@version``, from a name that may have a version or an alias of its own.
+
+    Raises:
+        NotFound: nothing can be called so.
+        InvalidArgument: two versions are named, which differ.
+    """
+    name, _, pinned = model.partition("@")
+    if pinned and version and pinned != version:
+        raise InvalidArgument(
+            f"the model {model!r} names another version than {version!r}", field="model_version"
+        )
+    found = f"{name}@{pinned or version}" if pinned or version else name
+    if not name or len(found) > _MOST_REFERENCE_CHARACTERS:
+        raise NotFound("no model can have this name and version", field="model_name")
+    return found
+
+
+def check_parameters(parameters: Collection[str], where: str) -> None:
+    """Refuse what would reach beyond the request itself.
+
+    Raises:
+        InvalidArgument: naming the parameter.
+    """
+    for name in parameters:
+        if name.startswith("shared_memory_"):
+            message = "shared memory is not offered; send the tensor's data"
+        elif name.startswith("sequence_"):
+            message = "models keep no state between requests; leave sequences out"
+        else:
+            continue
+        raise InvalidArgument(f"{where}.{name}: {message}", field=f"{where}.{name}")
+
+
+def check_request(request: Any) -> None:
+    """``check_parameters`` on a whole ModelInferRequest, or the body that becomes one.
+
+    Raises:
+        InvalidArgument: naming the parameter.
+    """
+    check_parameters(request.parameters, "parameters")
+    for kind, tensors in (("inputs", request.inputs), ("outputs", request.outputs)):
+        for index, tensor in enumerate(tensors):
+            check_parameters(tensor.parameters, f"{kind}[{index}].parameters")
+
+
+async def _told(answer: Awaitable[Any]) -> Any:
+    try:
+        return await answer
+    except EngineFailed as error:
+        raise Unavailable(f"the model does not say: {error}", reason="ENGINE_FAILED") from error
+
+
+def _start_span(asked: Asked, found: Route) -> Span:
+    return _TRACER.start_span(
+        f"infer {found.model}",
+        kind=SpanKind.CLIENT,
+        attributes={
+            "rpc.system": "grpc",
+            "rpc.service": SERVICE,
+            "rpc.method": "ModelStreamInfer" if asked.is_stream else "ModelInfer",
+            "gen_ai.request.model": asked.model,
+        },
+    )
