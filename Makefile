@@ -32,7 +32,7 @@ status: setup ## Say what runs
 .PHONY: setup test check chaos bench format protos clean
 setup: ## Make the two virtual environments (quick when nothing changed)
 	@deploy/local/setup.sh
-test: setup ## Every check and every test; T=path runs one test alone
+test: setup .venv-lm-eval/installed ## Every check and every test; T=path runs one test alone
 ifeq ($(T),)
 	@$(MAKE) --no-print-directory check
 	@$(PYTHON) -m pytest
@@ -64,8 +64,10 @@ protos: setup ## Generate the contracts' code, the AsyncAPI document and the dia
 release-contracts: setup ## Take the contracts as they are for what later ones must stay compatible with
 	@$(PYTHON) libs/contracts/generate.py --image protos/released.binpb
 clean: down ## Remove environments and state
-	rm -rf .venv .venv-triton .millrace deploy/checks/node_modules
+	rm -rf .venv .venv-triton .venv-lm-eval .millrace deploy/checks/node_modules
 
+.venv-lm-eval/installed: deploy/requirements/lm-eval.txt | setup
+	@deploy/local/lm_eval.sh
 .PHONY: checks-tools release-contracts
 checks-tools: deploy/checks/node_modules/.package-lock.json
 deploy/checks/node_modules/.package-lock.json: deploy/checks/package-lock.json

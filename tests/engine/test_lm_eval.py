@@ -32,10 +32,6 @@ LM_EVAL_PYTHON = Path(
 pytestmark = [
     pytest.mark.triton,
     pytest.mark.skipif(not is_installed(), reason="deploy/local/setup.sh has not run"),
-    pytest.mark.skipif(
-        not LM_EVAL_PYTHON.exists(),
-        reason="lm_eval is in no .venv-lm-eval, and MILLRACE_LM_EVAL_PYTHON names no other",
-    ),
     pytest.mark.filterwarnings("ignore"),  # what tracing a model says is not ours
 ]
 METRIC_TOLERANCE = 0.01
@@ -94,6 +90,8 @@ def disagreements(first: Measured, second: Measured) -> list[str]:
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the two tasks, made from Python's documentation."""
+    if not LM_EVAL_PYTHON.exists():
+        pytest.skip("no lm_eval in .venv-lm-eval, and MILLRACE_LM_EVAL_PYTHON names no other")
     folder = tmp_path_factory.mktemp("tasks")
     paragraphs = [part for part in TEXT.split("\n\n") if 150 < len(part) < 600]
     chosen = random.Random(0).sample(paragraphs, QUESTIONS + DOCUMENTS)
@@ -159,7 +157,7 @@ def _values(responses: Any) -> Iterator[float]:
 
 @pytest.fixture(scope="module")
 def through_gateway(
-    gateway: Mesh, tasks: Path, tmp_path_factory: pytest.TempPathFactory
+    tasks: Path, gateway: Mesh, tmp_path_factory: pytest.TempPathFactory
 ) -> Measured:
     arguments = {
         "model": "tiny",
@@ -174,7 +172,7 @@ def through_gateway(
 
 @pytest.fixture(scope="module")
 def on_the_weights(
-    tiny: TinyModel, tasks: Path, tmp_path_factory: pytest.TempPathFactory
+    tasks: Path, tiny: TinyModel, tmp_path_factory: pytest.TempPathFactory
 ) -> Measured:
     arguments = {"pretrained": tiny.model, "dtype": "float32"}
     return evaluate(tasks, tmp_path_factory.mktemp("weights"), "hf", arguments)
