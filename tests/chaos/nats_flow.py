@@ -1,6 +1,6 @@
 """A steady flow of facts from two stages to a third, through a nats-server that is disturbed.
 
-60 facts a second: some seven checkpoints of as many models carried to their rollout.
+40 facts a second: some five checkpoints a second, each with what follows from it.
 
 Each producer has an outbox of its own and a relay; the consumer keeps an effect of each fact
 in a table without any constraint, so that one that happened twice would be seen.
@@ -105,7 +105,7 @@ class Flow:
     def __init__(self, directory: Path, url: str) -> None:
         self._url = url
         self.producers = (
-            Producer(directory / "data.db", lambda n: data.DatasetReady(dataset=f"set-{n}"), 40),
+            Producer(directory / "data.db", lambda n: data.DatasetReady(dataset=f"set-{n}"), 20),
             Producer(directory / "tuner.db", lambda n: tuner.JobStarted(job=f"job-{n}"), 20),
         )
         self.effects = Effects(directory / "effects.db")
