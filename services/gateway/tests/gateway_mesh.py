@@ -38,6 +38,7 @@ from millrace_runtime.relay import Relay
 from millrace_testkit.servers import free_port, is_listening, wait_until
 
 _Result = TypeVar("_Result")
+_PATIENCE_SECONDS = 60.0  # httpx's own 5 s would fail a machine that is merely slow
 OPERATOR = Principal("default", "key-test", Role.OPERATOR)
 
 
@@ -163,7 +164,9 @@ class Mesh:
 
     def http(self, secret: str | None = None, **headers: str) -> httpx.Client:
         authorization = {"authorization": f"Bearer {secret or self.member_secret}"}
-        client = httpx.Client(base_url=self.url, headers={**authorization, **headers})
+        client = httpx.Client(
+            base_url=self.url, headers={**authorization, **headers}, timeout=_PATIENCE_SECONDS
+        )
         self._clients.append(client)
         return client
 
