@@ -9,6 +9,7 @@ T ?=
 RUNS ?=
 SEED ?=
 ONLY ?=
+LOAD_SECONDS ?=
 
 .PHONY: help
 help: ## List the targets
@@ -55,7 +56,8 @@ chaos: setup ## Break everything, for long; RUNS=1000 SEED=1 ONLY=crash,nats nar
 	@$(PYTHON) -m tests.chaos $(if $(RUNS),--runs $(RUNS)) $(if $(SEED),--seed $(SEED)) \
 	  $(if $(ONLY),--only $(ONLY))
 bench: setup ## How fast it is, as ratios in one run; BASELINE=commit compares, ONLY=road,proxy
-	@$(PYTHON) -m tests.bench $(if $(ONLY),--only $(ONLY)) $(if $(BASELINE),--baseline $(BASELINE))
+	@$(PYTHON) -m tests.bench $(if $(ONLY),--only $(ONLY)) $(if $(BASELINE),--baseline $(BASELINE)) \
+	  $(if $(LOAD_SECONDS),--load-seconds $(LOAD_SECONDS))
 format: setup ## Format the code
 	@ruff check --fix . && ruff format .
 protos: setup ## Generate the contracts' code, the AsyncAPI document and the diagram

@@ -8,12 +8,12 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.bench import figures, model, proxy, road
+from tests.bench import figures, model, neighbours, overload, proxy, road
 from tests.bench.figures import Figure
 
 HOME = Path(".millrace/bench")
 REPORT = HOME / "bench.json"
-_PARTS = ("road", "proxy")
+_PARTS = ("road", "proxy", "overload", "neighbours")
 
 
 def main() -> int:
@@ -21,6 +21,12 @@ def main() -> int:
         prog="make bench", description="How fast the road of a request is, as ratios in one run."
     )
     parser.add_argument("--only", default="", help=f"some of: {', '.join(_PARTS)}")
+    parser.add_argument(
+        "--load-seconds",
+        type=float,
+        default=overload.SECONDS,
+        help="how long each load of overload and neighbours lasts",
+    )
     parser.add_argument("--baseline", help="a commit to measure too, and to compare with")
     arguments = parser.parse_args()
     parts = [part.strip() for part in arguments.only.split(",") if part.strip()] or list(_PARTS)
@@ -28,7 +34,7 @@ def main() -> int:
     if unknown:
         parser.error(f"there is no part {unknown[0]!r}; there are: {', '.join(_PARTS)}")
     before = _of_commit(arguments.baseline, parts) if arguments.baseline else None
-    found = _measure(parts, lambda line: print(f"  {line}", flush=True))
+    found = _measure(parts, arguments.load_seconds, lambda line: print(f"  {line}", flush=True))
     figures.write(found, REPORT)
     print(figures.table(found))
     if before is not None:
@@ -37,7 +43,7 @@ def main() -> int:
     return 0
 
 
-def _measure(parts: Sequence[str], say: Callable[[str], None]) -> list[Figure]:
+def _measure(parts: Sequence[str], load_seconds: float, say: Callable[[str], None]) -> list[Figure]:
     HOME.mkdir(parents=True, exist_ok=True)
     found: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="millrace-bench-") as directory:
@@ -46,6 +52,12 @@ def _measure(parts: Sequence[str], say: Callable[[str], None]) -> list[Figure]:
             found += road.measure(folder, model.make(HOME / "model"), say)
         if "proxy" in parts:
             found += proxy.measure(folder, HOME / "litellm", say)
+        if "overload" in parts:
+            artifact = model.make(HOME / "model")
+            found += overload.measure(folder / "overload", artifact, say, load_seconds)
+        if "neighbours" in parts:
+            artifact = model.make(HOME / "model")
+            found += neighbours.measure(folder / "neighbours", artifact, say, load_seconds)
     return found
 
 

@@ -15,7 +15,7 @@ _SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 _VOCABULARY = 4096
 
 
-def make(folder: Path) -> Path:
+def make(folder: Path, context_tokens: int = 1024) -> Path:
     """The artifact (OpenVINO, INT8) under ``folder``; made once."""
     artifact = folder / "artifact"
     if artifact.exists():
@@ -23,13 +23,13 @@ def make(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as work:
         checkpoint, made = Path(work, "model"), Path(work, "artifact")
-        _save(checkpoint)
+        _save(checkpoint, context_tokens)
         quantize.convert(checkpoint, "openvino-int8", made)
         made.rename(artifact)
     return artifact
 
 
-def _save(checkpoint: Path) -> None:
+def _save(checkpoint: Path, context_tokens: int) -> None:
     torch.manual_seed(0)
     tokenizer = _tokenizer()
     config = Qwen3Config(
@@ -40,7 +40,7 @@ def _save(checkpoint: Path) -> None:
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=64,
-        max_position_embeddings=1024,
+        max_position_embeddings=context_tokens,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,

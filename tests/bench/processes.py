@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import grpc
@@ -39,7 +40,7 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-_TRITON_MODEL = "default.bench"
+TRITON_MODEL = "default.bench"
 _CONTROL_KEY = "bench"
 _START_SECONDS = 120.0
 _KILL_SECONDS = 10.0
@@ -80,7 +81,7 @@ class _PlayedRegistry(registry_grpc.RegistryServiceServicer):
             eos_token="<|im_end|>",
         )
         route = registry_pb2.Route(
-            tenant="default", model=MODEL, triton_model=_TRITON_MODEL, targets=[target]
+            tenant="default", model=MODEL, triton_model=TRITON_MODEL, targets=[target]
         )
         yield registry_pb2.WatchRoutesResponse(revision=1, routes=[route])
         self._stopped.wait()
@@ -90,8 +91,18 @@ class _PlayedRegistry(registry_grpc.RegistryServiceServicer):
 
 
 @contextmanager
-def gateway(folder: Path, endpoint: str) -> Iterator[Server]:
-    """A gateway whose one model is served by the Triton at ``endpoint``."""
+def gateway(
+    folder: Path,
+    endpoint: str,
+    more_settings: Mapping[str, object] = MappingProxyType({}),
+    module: str = "millrace_gateway",
+) -> Iterator[Server]:
+    """A gateway whose one model is served by the Triton at ``endpoint``.
+
+    Args:
+        more_settings: by their names in ``GatewaySettings``.
+        module: what is run: the gateway, or what runs it.
+    """
     folder.mkdir(parents=True)
     with _registry(endpoint) as registry_address:
         http, rpc = free_port(), free_port()
@@ -103,9 +114,10 @@ def gateway(folder: Path, endpoint: str) -> Iterator[Server]:
             "NATS_URL": "nats://127.0.0.1:1",
             "OPERATOR_KEY_PATH": str(folder / "operator-key"),
             "LOG_LEVEL": "WARNING",
+            **{name.upper(): str(value) for name, value in more_settings.items()},
         }
         environment = {f"MILLRACE_GATEWAY_{name}": value for name, value in settings.items()}
-        command = [sys.executable, "-m", "millrace_gateway"]
+        command = [sys.executable, "-m", module]
         with _running(command, {**os.environ, **environment}, folder / "gateway.log") as process:
             wait_until(lambda: is_listening(http), _START_SECONDS, "the gateway")
             key = (folder / "operator-key").read_text().strip()
@@ -115,9 +127,9 @@ def gateway(folder: Path, endpoint: str) -> Iterator[Server]:
 @contextmanager
 def triton_server(folder: Path, artifact: Path, settings: EngineSettings) -> Iterator[str]:
     """Triton with the model loaded; its gRPC address."""
-    version = folder / "models" / _TRITON_MODEL / "1"
+    version = folder / "models" / TRITON_MODEL / "1"
     version.mkdir(parents=True)
-    config = generation_config(_TRITON_MODEL, [1], settings)
+    config = generation_config(TRITON_MODEL, [1], settings)
     (version.parent / "config.pbtxt").write_text(print_config(config))
     write_engine(version)
     (version / "artifact").symlink_to(artifact.resolve())
@@ -129,6 +141,12 @@ def triton_server(folder: Path, artifact: Path, settings: EngineSettings) -> Ite
         wait_until(lambda: is_listening(ports.grpc), _START_SECONDS, "Triton")
         _load(address)
         yield address
+
+
+def triton_pid() -> int:
+    """The process that ``triton_server`` started; it has children."""
+    children = psutil.Process().children()
+    return next(each.pid for each in children if each.name().startswith("tritonserver"))
 
 
 @contextmanager
@@ -206,8 +224,8 @@ def _running(
 def _load(address: str) -> None:
     with triton.InferenceServerClient(address) as client:
         wait_until(lambda: _is_live(client), _START_SECONDS, "Triton's health")
-        client.load_model(_TRITON_MODEL, headers={GRPC_HEADER: _CONTROL_KEY})
-        wait_until(lambda: client.is_model_ready(_TRITON_MODEL, "1"), _START_SECONDS, "the model")
+        client.load_model(TRITON_MODEL, headers={GRPC_HEADER: _CONTROL_KEY})
+        wait_until(lambda: client.is_model_ready(TRITON_MODEL, "1"), _START_SECONDS, "the model")
 
 
 def _is_live(client: triton.InferenceServerClient) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from tests.chaos import (
     crash,
     delivery,
+    disconnects,
     fencing,
     full_disk,
     mutations,
@@ -42,6 +43,7 @@ def harnesses() -> dict[str, tuple[Harness, int]]:
         "power-loss": (power_loss.run, 30),
         "upgrades": (upgrades.run, 120),
         "soak": (soak.run, 200),
+        "disconnects": (disconnects.run, 1000),
     }
 
 

@@ -201,11 +201,11 @@ def _sample(chaos: ChaosMesh, swaps: int) -> list[Sample]:
     for name in ("nats", "triton", "gateway", "registry", "compressor", "trainer", "data"):
         pid = chaos.process(name)["pid"]
         if pid is not None:
-            found.append(_sample_of(name, pid, swaps))
+            found.append(sample_of(name, pid, swaps))
     return found
 
 
-def _sample_of(name: str, pid: int, swaps: int) -> Sample:
+def sample_of(name: str, pid: int, swaps: int) -> Sample:
     """Jobs are left out: they end. Triton's engines are processes that it starts."""
     process = psutil.Process(pid)
     family = [process, *(process.children(recursive=True) if name == "triton" else ())]

@@ -72,7 +72,9 @@ class Mesh:
         running = control.find(self.layout.home)
         assert running is not None
         processes = running.state["processes"]
-        return int(next(p["pid"] for p in processes if p["name"] == process))
+        pid = next(p["pid"] for p in processes if p["name"] == process)
+        assert pid is not None, f"{process} is about to be started again"
+        return int(pid)
 
     def kill(self, process: str) -> int:
         """SIGKILL, as a machine that dies would; returns the pid that was killed."""

@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from openai.types.fine_tuning import FineTuningJob
 
 from tests.e2e.lifecycle import Mesh
 
@@ -117,3 +118,34 @@ def test_models_answer_after_triton_lost_everything(mesh: Mesh, model: str) -> N
         return mesh.rest.post(path, json=body).status_code == 200
 
     mesh.until(answers, "the model answers again", 60)
+
+
+@pytest.mark.parametrize(
+    "processes",
+    [("registry",), ("gateway",), ("triton",), ("registry", "gateway", "triton")],
+    ids="+".join,
+)
+def test_a_tuned_model_that_is_ready_answers_after_any_restart(
+    mesh: Mesh, tuned: FineTuningJob, processes: tuple[str, ...]
+) -> None:
+    """The same version, with the same words."""
+
+    def answer() -> tuple[str, str]:
+        body = {"model": tuned.fine_tuned_model, "prompt": "import", "max_tokens": 4}
+        response = mesh.rest.post("/completions", json={**body, "temperature": 0})
+        assert response.status_code == 200, response.text
+        return response.headers["x-millrace-version"], response.json()["choices"][0]["text"]
+
+    def settled_answer() -> tuple[str, str] | None:
+        """The serving version's; a gateway hears a moment after the job what has settled."""
+        versions = mesh.get(f"/versions?model={tuned.fine_tuned_model}")["data"]
+        serving = [version["id"] for version in versions if version["status"] == "serving"]
+        found = answer()
+        return found if [found[0]] == serving else None
+
+    before = mesh.until(settled_answer, "the tuned model answers", 60)
+    killed = {process: mesh.kill(process) for process in processes}
+    for process, pid in killed.items():
+        mesh.until(lambda p=process, was=pid: mesh.pid(p) != was, f"{process} runs again", 60)
+    assert mesh.until(settled_answer, "the tuned model answers again", 120) == before
+    assert mesh.openai.fine_tuning.jobs.retrieve(tuned.id).status == "succeeded"

@@ -40,13 +40,13 @@ def gateway(
     mesh = Mesh(tmp_path_factory.mktemp("gateway"))
     mesh.start()
     try:
-        mesh.serve_routes([_route(mesh, tiny, engine)])
+        mesh.serve_routes([route_to(mesh, tiny, engine)])
         yield mesh
     finally:
         mesh.stop()
 
 
-def _route(mesh: Mesh, tiny: TinyModel, engine: ServedEngine) -> Any:
+def route_to(mesh: Mesh, tiny: TinyModel, engine: ServedEngine) -> Any:
     """To the engine; the artifact that it serves is committed in the gateway's data root."""
     folder = mesh.data_root / "artifact"
     temporary = manifest.temporary_sibling(folder)

@@ -18,6 +18,7 @@ from millrace_mesh.triton import (
     tritonserver_command,
     tritonserver_environment,
 )
+from millrace_registry.domain import Serving
 from millrace_registry.repository import ModelRepository
 from millrace_registry.triton_config import EngineSettings
 from millrace_testkit.servers import free_port, wait_until
@@ -38,9 +39,7 @@ class ServedEngine:
         self.address = f"127.0.0.1:{self._ports.grpc}"
 
     def start(self) -> None:
-        repository = ModelRepository(self._repository, EngineSettings(threads=1))
-        repository.add_version(MODEL, 1, self._artifact)
-        repository.list_versions(MODEL, [1])
+        self._repository.mkdir()
         command = tritonserver_command(
             ENVIRONMENT, self._repository, self._ports, CONTROL_KEY, exit_timeout_seconds=1
         )
@@ -50,7 +49,19 @@ class ServedEngine:
             )
         with triton.InferenceServerClient(self.address) as client:
             wait_until(lambda: _is_live(client), 60, "tritonserver")
-            client.load_model(MODEL, headers={GRPC_HEADER: CONTROL_KEY}, client_timeout=120)
+        self.load(MODEL)
+
+    def load(self, model: str, serving: Serving = Serving()) -> None:
+        """Load the artifact as ``model``, or again when that is to be run otherwise."""
+        repository = ModelRepository(self._repository, EngineSettings(threads=1))
+        repository.add_version(model, 1, self._artifact)
+        repository.list_versions(model, [1], serving)
+        with triton.InferenceServerClient(self.address) as client:
+            client.load_model(model, headers={GRPC_HEADER: CONTROL_KEY}, client_timeout=120)
+
+    def unload(self, model: str) -> None:
+        with triton.InferenceServerClient(self.address) as client:
+            client.unload_model(model, headers={GRPC_HEADER: CONTROL_KEY})
 
     def stop(self) -> None:
         self._process.terminate()
@@ -60,16 +71,16 @@ class ServedEngine:
             self._process.kill()
             self._process.wait()
 
-    def ask(self, prompt: str | Sequence[int], **sampling: Any) -> "Answer":
+    def ask(self, prompt: str | Sequence[int], model: str = MODEL, **sampling: Any) -> "Answer":
         """The whole answer."""
-        asked = self.begin(prompt, **sampling)
+        asked = self.begin(prompt, model, **sampling)
         try:
             return asked.answer()
         finally:
             asked.close()
 
-    def begin(self, prompt: str | Sequence[int], **sampling: Any) -> "Asked":
-        return Asked(self.address, prompt, sampling)
+    def begin(self, prompt: str | Sequence[int], model: str = MODEL, **sampling: Any) -> "Asked":
+        return Asked(self.address, model, prompt, sampling)
 
 
 def _is_live(client: triton.InferenceServerClient) -> bool:
@@ -113,11 +124,13 @@ class Answer:
 class Asked:
     """One request on its way."""
 
-    def __init__(self, address: str, prompt: str | Sequence[int], sampling: Any) -> None:
+    def __init__(
+        self, address: str, model: str, prompt: str | Sequence[int], sampling: Any
+    ) -> None:
         self._heard: queue.Queue[tuple[Any, Any]] = queue.Queue()
         self._client = triton.InferenceServerClient(address)
         self._client.start_stream(lambda result, error: self._heard.put((result, error)))
-        self._client.async_stream_infer(MODEL, _inputs(prompt, sampling))
+        self._client.async_stream_infer(model, _inputs(prompt, sampling))
 
     def next(self) -> triton.InferResult:
         """The next response.
@@ -129,6 +142,11 @@ class Asked:
         if error is not None:
             raise error
         return result
+
+    @property
+    def unread(self) -> int:
+        """How many responses have come and were not read."""
+        return self._heard.qsize()
 
     def answer(self) -> Answer:
         answer = Answer()

@@ -333,6 +333,20 @@ def test_a_deployment_is_updated_by_what_is_given(millrace: CommandLine):
     }
 
 
+def test_a_deployment_says_how_its_model_is_run(millrace: CommandLine):
+    millrace.gateway.answer("POST /v1/deployments", {"id": "deployment-1"})
+    arguments = ("--instance-count", "2", "--max-batch-size", "32", "--max-queue-size", "8")
+    assert millrace("deployments", "create", "demo", *arguments).exit_code == 0
+    assert millrace.gateway.body() == {
+        "model": "demo",
+        "serving": {
+            "instance_count": 2,
+            "max_batch_size": 32,
+            "queue_policy": {"max_queue_size": 8},
+        },
+    }
+
+
 def test_an_error_is_the_gateways_own(millrace: CommandLine):
     millrace.gateway.answer(
         "POST /v1/training/runs", error(400, "there is no such dataset", param="dataset")

@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from millrace_compressor.jobs import compress, quantize
+from millrace_compressor.jobs import compress, plain, quantize
 from millrace_compressor.jobs.compress import Spec
 from millrace_runtime import manifest
 from millrace_runtime.jobs import JobError, Reporter
@@ -208,3 +208,33 @@ def test_without_held_out_tokens_nothing_passes(store: Store, tmp_path: Path) ->
         store.run(spec)
     assert caught.value.reason == "EVALUATION_DATA_MISSING"
     assert not (tmp_path / "artifact").exists()
+
+
+def test_a_plain_one_is_the_checkpoints_own_weights(store: Store) -> None:
+    model = store.folder / "checkpoint" / "model"
+    result = store.run(store.spec("safetensors"))
+    artifact, measured = Path(result["artifact_path"]), result["measurements"]
+    manifest.verify(artifact, result["artifact_digest"])
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (artifact / name).read_bytes() == (model / name).read_bytes()
+    assert measured["artifact_perplexity"] == measured["original_perplexity"]
+    assert (measured["kl_divergence"], measured["top1_agreement"]) == (0, 1)
+    assert measured["artifact_size_bytes"] == measured["original_size_bytes"]
+    assert measured["first_token_seconds"] > 0 and measured["token_seconds"] > 0
+
+
+def test_neither_pickles_nor_code_go_along(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("model.safetensors", "config.json", "pytorch_model.bin", "modeling.py"):
+        (model / name).touch()
+    plain.convert(model, tmp_path / "made")
+    assert {path.name for path in (tmp_path / "made").iterdir()} == {
+        "model.safetensors",
+        "config.json",
+    }
+    with pytest.raises(JobError, match=r"model\.safetensors"):
+        plain.inspect(tmp_path / "made")
+    (model / "model.safetensors").unlink()
+    with pytest.raises(JobError, match="no weights"):
+        plain.convert(model, tmp_path / "again")

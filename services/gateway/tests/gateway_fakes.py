@@ -34,6 +34,7 @@ from millrace_runtime.errors import (
     InvalidArgument,
     MillraceError,
     NotFound,
+    ResourceExhausted,
 )
 from millrace_runtime.interceptors import TOKEN_HEADER
 from millrace_runtime.rich_status import to_status
@@ -386,6 +387,8 @@ class FakeRegistry(registry_grpc.RegistryServiceServicer):
         self.deleted: list[str] = []
         self.lineage_asked: list[str] = []
         self.reports: list[Any] = []
+        self.held: list[str] = []
+        self.refused: str = ""
         self.routes: list[Any] = []
         self.revision = itertools.count(1)
         self.changed = asyncio.Event()
@@ -405,6 +408,12 @@ class FakeRegistry(registry_grpc.RegistryServiceServicer):
     async def ReportAnswers(self, request: Any, context: Any) -> Any:
         self.reports.append(request)
         return registry_pb2.ReportAnswersResponse()
+
+    async def HoldVersion(self, request: Any, context: Any) -> Any:
+        if self.refused:
+            await fail(context, ResourceExhausted(self.refused, reason="TOO_MANY_HELD"))
+        self.held.append(request.name)
+        return registry_pb2.HoldVersionResponse()
 
     async def DeleteModel(self, request: Any, context: Any) -> Any:
         if not request.name.endswith("/models/demo"):
@@ -543,12 +552,21 @@ class FakeTriton(triton_grpc.GRPCInferenceServiceServicer):
 
     async def ModelStreamInfer(self, requests: Any, context: Any) -> AsyncIterator[Any]:
         self.metadata.append(dict(context.invocation_metadata()))
+        async for request in requests:
+            if "group" in request.parameters:
+                async for message in SharedStream(self.play).answers(request, requests):
+                    yield message
+            else:
+                async for response in self.play(request, context):
+                    yield response
+
+    async def play(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        """The answer to one request."""
         self.running += 1
         try:
-            async for request in requests:
-                self.requests.append(read_request(request))
-                async for response in self._respond(self.requests[-1], context):
-                    yield response
+            self.requests.append(read_request(request))
+            async for response in self._respond(self.requests[-1], context):
+                yield response
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
@@ -558,6 +576,11 @@ class FakeTriton(triton_grpc.GRPCInferenceServiceServicer):
     async def _respond(self, request: dict[str, Any], context: Any) -> AsyncIterator[Any]:
         answer = self.answer_to(request) if self.answer_to else self.answer
         sampling = request["sampling"]
+        if "embed" in sampling and answer.failure is None:
+            for response in embedding_responses(request):
+                await asyncio.sleep(answer.pause_seconds)
+                yield response
+            return
         if sampling.get("max_tokens") == 0:
             answer = Answer([""], finish_reason="length", failure=answer.failure)
         for index, piece in enumerate(answer.pieces):
@@ -573,6 +596,67 @@ class FakeTriton(triton_grpc.GRPCInferenceServiceServicer):
             yield stream_response(piece, tokens, answer.finish_reason if is_last else "", more)
         if answer.failure is not None:
             await context.abort(*answer.failure)
+
+
+class Refused(Exception):
+    """Where one of several requests is refused there is no status, only its text."""
+
+    async def abort(self, code: grpc.StatusCode, details: str) -> None:
+        name = "INVALID_ARG" if code is grpc.StatusCode.INVALID_ARGUMENT else code.name
+        raise Refused(f"{name}: {details}")
+
+
+class SharedStream:
+    """The requests of one group, over one call: a batch for each response, as they come."""
+
+    def __init__(self, play: Callable[[Any, Any], AsyncIterator[Any]]) -> None:
+        self._play = play
+        self._messages: asyncio.Queue[Any] = asyncio.Queue()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def answers(self, first: Any, others: Any) -> AsyncIterator[Any]:
+        taking = asyncio.create_task(self._take(first, others))
+        try:
+            while (message := await self._messages.get()) is not None:
+                yield message
+        finally:
+            for task in (taking, *self._tasks.values()):
+                task.cancel()
+
+    async def _take(self, first: Any, others: Any) -> None:
+        self._begin(first)
+        async for request in others:
+            if cancelled := request.parameters["cancel"].string_param:
+                self._tasks[cancelled].cancel()
+            else:
+                self._begin(request)
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        self._messages.put_nowait(None)
+
+    def _begin(self, request: Any) -> None:
+        assert request.id not in self._tasks
+        self._tasks[request.id] = asyncio.create_task(self._answer(request))
+
+    async def _answer(self, request: Any) -> None:
+        message = triton_pb2.ModelStreamInferResponse()
+        try:
+            async for response in self._play(request, Refused()):
+                self._messages.put_nowait(batch_of(request.id, response.infer_response))
+        except Refused as refused:
+            message.error_message, message.infer_response.id = str(refused), request.id
+            self._messages.put_nowait(message)
+
+
+def batch_of(identifier: str, response: Any) -> Any:
+    """A batch with one parcel."""
+    parcel: dict[str, Any] = {"id": identifier}
+    for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
+        is_text = output.datatype == "BYTES"
+        parcel[output.name] = raw[4:].decode() if is_text else struct.unpack("<i", raw)[0]
+    batch = triton_pb2.ModelStreamInferResponse()
+    batch.infer_response.outputs.add(name="batch", datatype="BYTES", shape=[1])
+    batch.infer_response.raw_output_contents.append(_bytes(json.dumps([parcel])))
+    return batch
 
 
 def piece_logprobs(answer: Answer, index: int, alternatives: int) -> list[dict[str, Any]]:
@@ -605,6 +689,25 @@ def token_logprob(
     return {"id": token, "token": text, "logprob": logprob, "bytes": spelled, "top": top}
 
 
+def embedding_responses(request: dict[str, Any]) -> list[Any]:
+    """A vector of an input is its index and its size; the last inputs' come first."""
+    sizes, dimensions = (request["sampling"]["embed"][key] for key in ("sizes", "dimensions"))
+    assert sum(sizes) == len(request.get("prompt", request.get("input_ids")))
+    responses = []
+    for index in reversed(range(len(sizes))):
+        found = stream_response("", 0, "" if index else "stop")
+        vector = [float(index), float(sizes[index])][:dimensions]
+        rows = struct.pack(f"<{len(vector)}f", *vector)
+        for name, datatype, shape, raw in (
+            ("embedding_index", "INT32", [1], struct.pack("<i", index)),
+            ("embedding", "FP32", [1, len(vector)], rows),
+        ):
+            found.infer_response.outputs.add(name=name, datatype=datatype, shape=shape)
+            found.infer_response.raw_output_contents.append(raw)
+        responses.append(found)
+    return responses
+
+
 def read_request(request: Any) -> dict[str, Any]:
     """A request's tensors, decoded as the engine would."""
     seen: dict[str, Any] = {
@@ -620,6 +723,7 @@ def read_request(request: Any) -> dict[str, Any]:
         else:
             seen[tensor.name] = list(struct.unpack(f"<{tensor.shape[0]}q", raw))
     seen["sampling"] = json.loads(seen["sampling"])
+    seen["is_streamed"] = seen["sampling"].pop("stream", True)
     return seen
 
 

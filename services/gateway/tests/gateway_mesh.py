@@ -28,10 +28,12 @@ from pydantic import SecretStr
 from millrace.registry.v1 import service_pb2 as registry_pb2
 from millrace_gateway.__main__ import MIGRATIONS
 from millrace_gateway.app import KeyRing, Keys
+from millrace_gateway.batches.store import BatchStore
 from millrace_gateway.domain import Principal, Role
 from millrace_gateway.serving import serve
 from millrace_gateway.settings import GatewaySettings
 from millrace_gateway.store import OUTBOX, KeyTable
+from millrace_runtime import owner
 from millrace_runtime.database import migrate, open_database
 from millrace_runtime.outbox import Outbox
 from millrace_runtime.relay import Relay
@@ -64,6 +66,9 @@ class Mesh:
         self.relay = Relay(self.database, outbox)
         self.table = KeyTable(self.database, outbox)
         self.keys = Keys(self.table, self.relay.ring)
+        self.batches = BatchStore(
+            self.database, outbox, owner=owner.this_process(), lease_seconds=15
+        )
         self.keys.ensure_operator("default", self.operator_key_path)
         self.operator_secret = self.operator_key_path.read_text().strip()
         self.member_secret = self.keys.create(OPERATOR, "default", "member", Role.MEMBER)[1]
@@ -103,6 +108,8 @@ class Mesh:
         ):
             table.rows.clear()
         self.registry.versions.clear()
+        self.registry.held.clear()
+        self.registry.refused = ""
         self.seen.metadata.clear()
         self.data.upload_parents.clear()
         self.triton.reset()
@@ -141,8 +148,9 @@ class Mesh:
 
         def is_used() -> bool:
             listed = client.get("/v1/models").json()["data"]
-            seen = [version["version"] for model in listed for version in model["versions"]]
-            return [model["id"] for model in listed] == models and seen == versions
+            whole = [model for model in listed if ":ckpt-step-" not in model["id"]]
+            seen = [version["version"] for model in whole for version in model["versions"]]
+            return [model["id"] for model in whole] == models and seen == versions
 
         wait_until(is_used, 5, "the gateway uses the new routes")
 
@@ -203,5 +211,6 @@ class Mesh:
         )
         self._started.set()
         key_ring = KeyRing(self.table.find_live)
-        await serve(settings, self.keys, key_ring, self.relay, self.database.is_alive, self._stop)
+        alive = self.database.is_alive
+        await serve(settings, self.keys, key_ring, self.relay, self.batches, alive, self._stop)
         await asyncio.gather(services.stop(None), triton.stop(None))

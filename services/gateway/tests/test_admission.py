@@ -17,8 +17,10 @@ CAPACITY = Capacity(
     places=4,
     shares={HIGH: 1.0, DEFAULT: 0.75, LOW: 0.5},
     queues={HIGH: 5, DEFAULT: 4, LOW: 2},
+    key_share=0.6,
 )
 LIMITS = {HIGH: 4, DEFAULT: 3, LOW: 2}
+KEY_LIMIT = 3
 
 
 class AdmissionMachine(RuleBasedStateMachine):
@@ -27,7 +29,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.admission = Admission(CAPACITY)
-        self.inside: list[str] = []
+        self.inside: list[tuple[str, str]] = []  # endpoint, key
         self.waiting: list[Waiter] = []
         self.woken: list[Waiter] = []
 
@@ -37,8 +39,8 @@ class AdmissionMachine(RuleBasedStateMachine):
         key=st.sampled_from(KEYS),
     )
     def come(self, endpoints: list[str], priority: Priority, key: str) -> None:
-        if self.admission.enter(endpoints[0], priority):
-            self.inside.append(endpoints[0])
+        if self.admission.enter(endpoints[0], priority, key):
+            self.inside.append((endpoints[0], key))
             return
         before = list(self.waiting)
         waiter = Waiter(tuple(endpoints), priority, key, lambda: self.woken.append(waiter))
@@ -58,8 +60,8 @@ class AdmissionMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def end(self, data: st.DataObject) -> None:
         if self.inside:
-            endpoint = self.inside.pop(data.draw(st.integers(0, len(self.inside) - 1)))
-            self.admission.leave(endpoint)
+            endpoint, key = self.inside.pop(data.draw(st.integers(0, len(self.inside) - 1)))
+            self.admission.leave(endpoint, key)
             self.settle_woken()
 
     @rule(data=st.data())
@@ -73,8 +75,8 @@ class AdmissionMachine(RuleBasedStateMachine):
     def go_away_just_as_a_place_is_given(self, data: st.DataObject) -> None:
         """A client leaves between the giving of its place and its taking."""
         if self.inside:
-            endpoint = self.inside.pop(data.draw(st.integers(0, len(self.inside) - 1)))
-            self.admission.leave(endpoint)
+            endpoint, key = self.inside.pop(data.draw(st.integers(0, len(self.inside) - 1)))
+            self.admission.leave(endpoint, key)
             for waiter in self.woken:
                 self.waiting.remove(waiter)
             woken, self.woken = self.woken, []
@@ -90,31 +92,35 @@ class AdmissionMachine(RuleBasedStateMachine):
             self.waiting.remove(waiter)
             if waiter.endpoint:
                 assert waiter.endpoint in waiter.endpoints
-                self.inside.append(waiter.endpoint)
+                self.inside.append((waiter.endpoint, waiter.key))
 
     def held(self, priority: Priority) -> int:
         return sum(waiter.priority is priority for waiter in self.waiting)
 
     @invariant()
     def what_is_counted_is_what_is(self) -> None:
-        assert self.admission.in_progress == Counter(self.inside)
+        assert self.admission.in_progress == Counter(endpoint for endpoint, _ in self.inside)
         for priority in Priority:
             assert self.admission.waiting(priority) == self.held(priority)
 
     @invariant()
     def capacity_is_never_exceeded(self) -> None:
         assert all(count <= CAPACITY.places for count in self.admission.in_progress.values())
+        assert all(count <= KEY_LIMIT for count in Counter(self.inside).values())
         assert all(self.held(priority) <= CAPACITY.queues[priority] for priority in Priority)
 
     @invariant()
     def nobody_waits_for_what_is_free(self) -> None:
         for waiter in self.waiting:
             for endpoint in waiter.endpoints:
-                assert self.admission.in_progress.get(endpoint, 0) >= LIMITS[waiter.priority]
+                assert (
+                    self.admission.in_progress.get(endpoint, 0) >= LIMITS[waiter.priority]
+                    or self.inside.count((endpoint, waiter.key)) >= KEY_LIMIT
+                )
 
     def teardown(self) -> None:
         while self.inside:
-            self.admission.leave(self.inside.pop())
+            self.admission.leave(*self.inside.pop())
             self.settle_woken()
         assert self.waiting == []
         assert self.admission.in_progress == {}
@@ -139,10 +145,16 @@ def queue(admission: Admission, woken: list[str], key: str, priority: Priority =
     return waiter
 
 
+def end_all(admission: Admission, woken: list[str], count: int) -> None:
+    """The one place is given back so many times, each time by whoever had it."""
+    for place in range(count):
+        admission.leave("a:1", woken[place - 1] if place else "")
+
+
 def test_a_class_leaves_room_for_those_above() -> None:
     admission = Admission(CAPACITY)
     for priority, count in ((LOW, 2), (DEFAULT, 1), (HIGH, 1)):
-        entered = [admission.enter("a:1", priority) for _ in range(count + 1)]
+        entered = [admission.enter("a:1", priority, str(each)) for each in range(count + 1)]
         assert entered == [True] * count + [False]
 
 
@@ -163,8 +175,7 @@ def test_high_goes_first_however_late_it_came() -> None:
     admission, woken = full()
     for key, priority in (("low", LOW), ("default", DEFAULT), ("high", HIGH)):
         queue(admission, woken, key, priority)
-    for _ in range(3):
-        admission.leave("a:1")
+    end_all(admission, woken, 3)
     assert woken == ["high", "default", "low"]
 
 
@@ -175,8 +186,7 @@ def test_keys_have_their_turns() -> None:
         queue(admission, woken, "flood")
     for key in ("quiet", "other", "quiet"):
         queue(admission, woken, key)
-    for _ in range(9):
-        admission.leave("a:1")
+    end_all(admission, woken, 9)
     assert woken == ["flood", "quiet", "other", "flood", "quiet", *["flood"] * 4]
 
 
@@ -185,14 +195,29 @@ def test_nobody_is_passed_over_twice_by_the_same_key(arrivals: list[str]) -> Non
     admission, woken = full()
     for key in arrivals:
         queue(admission, woken, key)
-    for _ in arrivals:
-        admission.leave("a:1")
+    end_all(admission, woken, len(arrivals))
     assert Counter(woken) == Counter(arrivals)
     for key in set(arrivals):
         turns = [place for place, other in enumerate(woken) if other == key]
         for before, after in zip([-1, *turns], turns, strict=False):
             between = woken[before + 1 : after]
             assert len(between) == len(set(between)), "one turn each, until it is one's own"
+
+
+def test_a_key_fills_no_more_than_its_part() -> None:
+    """Beyond it waits; the place that it may not have is another's at once."""
+    lengths = dict.fromkeys(Priority, 50)
+    admission = Admission(Capacity(4, dict.fromkeys(Priority, 1.0), lengths, key_share=0.5))
+    assert [admission.enter("a:1", DEFAULT, "greedy") for _ in range(3)] == [True, True, False]
+    woken: list[str] = []
+    queue(admission, woken, "greedy")
+    assert [admission.enter("a:1", DEFAULT, "quiet") for _ in range(2)] == [True, True]
+    queue(admission, woken, "other")
+    admission.leave("a:1", "quiet")
+    assert woken == ["other"], "not the greedy one's, who came before"
+    admission.leave("a:1", "greedy")
+    assert woken == ["other", "greedy"]
+    assert admission.enter("b:1", DEFAULT, "greedy"), "each endpoint counts for itself"
 
 
 def test_a_full_queue_is_shared_too() -> None:

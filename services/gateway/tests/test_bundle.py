@@ -17,6 +17,7 @@ from millrace_gateway.entrance import Entrance
 from millrace_gateway.generation import Generator, Request
 from millrace_gateway.health import Health
 from millrace_gateway.limits import Limiter
+from millrace_gateway.placement import Placement
 from millrace_gateway.route import Route, RouteTable, Target
 from millrace_gateway.triton import Delta, Engine, EngineFailed, EngineRequest
 from millrace_runtime.errors import MillraceError, NotFound
@@ -77,7 +78,7 @@ def generator_of(routes: RouteTable, engine: Engine, places: int = 100) -> Gener
     shares = dict.fromkeys(Priority, 1.0)
     queues = dict.fromkeys(Priority, 100)
     entrance = Entrance(1000, Capacity(places, shares, queues), wait_seconds=10)
-    return Generator(routes, engine, entrance, Limiter(), Health())
+    return Generator(Placement(routes, entrance, Health()), engine, Limiter())
 
 
 def requests(count: int) -> list[Request]:
@@ -151,8 +152,8 @@ def test_no_history_mixes_or_leaks(
         for index, script in enumerate(scripts):
             assert expected(index, script).startswith(seen[index]), "a choice's own, in order"
         assert not +engine.running, "no generation is left in the engine"
-        assert generator._active == 0, "nor counted as running"
-        assert generator._entrance.in_progress == {}, "nor holds a place"
+        assert generator.placement.active == 0, "nor counted as running"
+        assert generator.placement.entrance.in_progress == {}, "nor holds a place"
 
     asyncio.run(history())
 
@@ -202,7 +203,7 @@ def test_what_cannot_begin_is_said_as_it_is() -> None:
         generator.routes.replace(1, [])
         with pytest.raises(NotFound):
             await bundle.start(generator, requests(3))
-        assert generator._active == 0
+        assert generator.placement.active == 0
 
     asyncio.run(history())
 

@@ -112,6 +112,12 @@ VALID: dict[str, dict[str, Any]] = {
         "targets": ["openvino_int8"],
         "strategy": {"type": "canary", "steps": [0.5]},
     },
+    "/v1/batches": {
+        "input_file_id": "file-none",
+        "endpoint": "/v1/completions",
+        "completion_window": "24h",
+        "metadata": {"a": "b"},
+    },
     "/v1/models/demo/aliases": {"alias": "best", "version": 1},
     "/v1/versions/demo/quarantine": {"reason": "x"},
     "/v1/keys": {"display_name": "x", "role": "member", "tenant": "fuzz"},
@@ -186,6 +192,7 @@ def test_any_bytes(mesh: Mesh, path: str, content: bytes) -> None:
     collection=st.sampled_from(
         [
             "files",
+            "batches",
             "models",
             "fine_tuning/jobs",
             "datasets",
@@ -211,7 +218,9 @@ def test_any_path(mesh: Mesh, collection: str, identifier: str, ending: str, met
 
 @LIMITS
 @given(
-    path=st.sampled_from(["files", "datasets", "keys", "versions", "rollouts", "training/runs"]),
+    path=st.sampled_from(
+        ["files", "batches", "datasets", "keys", "versions", "rollouts", "training/runs"]
+    ),
     query=st.dictionaries(
         st.sampled_from(["after", "limit", "order", "purpose", "model", "tenant"]),
         st.text(st.characters(codec="utf-8"), max_size=20),

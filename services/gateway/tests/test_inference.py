@@ -28,8 +28,9 @@ from millrace_gateway.domain import KeyLimits, Principal, Priority, Role
 from millrace_gateway.entrance import Entrance
 from millrace_gateway.health import Health
 from millrace_gateway.inference import Asked, Inference, reference
-from millrace_gateway.inference_engine import Place, Terms, TritonInference
+from millrace_gateway.inference_engine import Terms, TritonInference
 from millrace_gateway.limits import Limiter
+from millrace_gateway.placement import Place, Placement
 from millrace_gateway.route import Choice, Route, RouteTable, Target
 from millrace_gateway.triton import EngineFailed
 from millrace_runtime.errors import (
@@ -101,9 +102,8 @@ class Bench:
             Target(version=2, share=0.5, endpoints=("a:1",)),
         )
         self.routes.replace(1, [Route("default", "demo", "default.demo", targets)])
-        self.inference = Inference(
-            self.routes, self.engine, self.counts, self.entrance, self.limiter, Health(), lambda: 0
-        )
+        placement = Placement(self.routes, self.entrance, Health(), lambda: 0)
+        self.inference = Inference(placement, self.engine, self.counts, self.limiter)
 
     def asked(self, model: str = "demo") -> Asked:
         async def question(_place: Place) -> Any:

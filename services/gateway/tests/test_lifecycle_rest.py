@@ -238,6 +238,36 @@ def test_deployments(mesh: Mesh, client: httpx.Client) -> None:
     assert mesh.http(mesh.other_secret).patch(path, json={}).status_code == 404
 
 
+def test_a_deployment_says_how_its_model_is_run(client: httpx.Client) -> None:
+    made = ok(client.post("/v1/deployments", json={"model": "demo"}))
+    waiting = {"max_queue_size": None, "default_timeout_seconds": None}
+    assert made["serving"] == {
+        "instance_count": None,
+        "max_batch_size": None,
+        "queue_policy": waiting,
+    }
+    path = f"/v1/deployments/{made['id']}"
+    policy = {"max_queue_size": 4, "timeout_action": "reject"}
+    serving = {"instance_count": 2, "queue_policy": policy, "priority_levels": None}
+    changed = ok(client.patch(path, json={"serving": serving}))["serving"]
+    assert (changed["instance_count"], changed["max_batch_size"]) == (2, None)
+    assert changed["queue_policy"] == {**waiting, "max_queue_size": 4}
+    for body, param in (
+        ({"instance_count": 0}, "serving.instance_count"),
+        ({"instance_count": 17}, "serving.instance_count"),
+        ({"max_batch_size": 0}, "serving.max_batch_size"),
+        ({"queue_policy": {"max_queue_size": 0}}, "serving.queue_policy.max_queue_size"),
+        ({"queue_policy": {"timeout_action": "delay"}}, "serving.queue_policy.timeout_action"),
+        ({"preferred_batch_sizes": [4, 8]}, "serving.preferred_batch_sizes"),
+        ({"max_queue_delay_seconds": 0.01}, "serving.max_queue_delay_seconds"),
+        ({"priority_levels": 3}, "serving.priority_levels"),
+        ({"default_priority_level": 2}, "serving.default_priority_level"),
+        ({"colour": "red"}, "serving.colour"),
+    ):
+        assert refused(client.patch(path, json={"serving": body})) == param
+    assert ok(client.get(path))["serving"] == changed
+
+
 def test_rollouts(mesh: Mesh, client: httpx.Client) -> None:
     async def run() -> Any:
         return mesh.registry.add_rollout("default")

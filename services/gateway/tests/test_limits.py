@@ -129,7 +129,9 @@ def test_waiting_as_told_is_enough(per_minute: int, taken: float, amount: int) -
         assert math.isinf(seconds)
     else:
         assert bucket.wait_seconds(amount, seconds) == 0
-        assert not seconds or bucket.wait_seconds(amount, seconds * 0.9) > 0
+        # A tenth of so little is within what adding up floats may err by.
+        is_next_to_nothing = seconds * per_minute / 60 < 1e-4
+        assert is_next_to_nothing or bucket.wait_seconds(amount, seconds * 0.9) > 0
 
 
 @pytest.mark.parametrize(

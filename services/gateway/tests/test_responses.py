@@ -1,4 +1,4 @@
-"""The stateless Responses API, and what embeddings say, through the ``openai`` package."""
+"""The stateless Responses API through the ``openai`` package."""
 
 import json
 from typing import Any
@@ -206,12 +206,3 @@ def test_the_engine_refuses_in_this_apis_words(mesh: Mesh, client: openai.OpenAI
     with pytest.raises(openai.BadRequestError) as caught:
         client.responses.create(model="demo", input="x")
     assert caught.value.param == "text.format"
-
-
-def test_there_are_no_embeddings(mesh: Mesh) -> None:
-    client = mesh.openai()
-    with pytest.raises(openai.BadRequestError, match="no embedding output") as caught:
-        client.embeddings.create(model="demo", input="x")
-    assert caught.value.param == "model"
-    with pytest.raises(openai.NotFoundError):
-        client.embeddings.create(model="nope", input=["x", "y"])

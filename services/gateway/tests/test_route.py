@@ -17,7 +17,8 @@ from millrace_gateway.route import (
     candidates,
     choose,
 )
-from millrace_runtime.errors import NotFound, Unavailable
+from millrace_gateway.wishes import Wish
+from millrace_runtime.errors import InvalidArgument, NotFound, Unavailable
 
 shares = st.lists(st.integers(0, 100), min_size=1, max_size=5).filter(any)
 randoms = st.floats(0, 1, exclude_max=True)
@@ -196,3 +197,35 @@ def test_table() -> None:
             table.find("t", "demo")
 
     asyncio.run(scenario())
+
+
+def test_a_step_names_the_newest_version_of_its_checkpoint() -> None:
+    table = RouteTable()
+    table.replace(1, [route_of([1, 0], steps={400: 1, 200: 2, 100: 3})])
+    assert table.find("t", "demo:ckpt-step-400")[1] == "1"
+    assert table.find("t", "demo:ckpt-step-0200")[1] == "2"
+    with pytest.raises(Unavailable, match="demo:ckpt-step-100 is being loaded"):
+        table.find("t", "demo:ckpt-step-100")
+    assert table.named("t", "demo:ckpt-step-100").pinned == "3"
+    with pytest.raises(NotFound, match="newest steps: 400, 200, 100"):
+        table.find("t", "demo:ckpt-step-7")
+    with pytest.raises(InvalidArgument):
+        table.find("t", "demo:ckpt-step-400@1")
+
+
+def test_only_what_is_asked_is_wished_for() -> None:
+    table = RouteTable()
+    table.replace(1, [route_of([1], steps={400: 1, 100: 3})])
+    table.named("t", "demo:ckpt-step-100")
+    table.find("t", "demo@1")
+    assert table.wishes.take() == []
+    table.find("t", "demo:ckpt-step-400")
+    with pytest.raises(Unavailable):
+        table.find("t", "demo:ckpt-step-100")
+    assert table.wishes.take() == [Wish("t", "demo", 1), Wish("t", "demo", 3)]
+
+
+def test_a_model_may_have_a_name_that_looks_like_a_step() -> None:
+    table = RouteTable()
+    table.replace(1, [Route("t", "demo:ckpt-step-1", "t.d", targets_of([1]))])
+    assert table.find("t", "demo:ckpt-step-1")[1] == ""

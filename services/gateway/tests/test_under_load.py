@@ -196,6 +196,7 @@ def shared_small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
         endpoint_generations=2,
         default_priority_queue=1,
         high_priority_queue=1,
+        low_priority_queue=0,
         queue_seconds=20.0,
     )
     mesh.start()
@@ -347,3 +348,15 @@ def test_the_last_endpoint_is_asked_however_often_it_fails(mesh: Mesh) -> None:
         ask(mesh.openai())
     mesh.triton.answer = Answer(["back"])
     assert ask(mesh.openai()).choices[0].message.content == "back"
+
+
+def test_an_answer_says_in_which_class_it_was_served(mesh: Mesh) -> None:
+    mesh.triton.answer = Answer(["ok"])
+    client = mesh.openai()
+    for asked, served in (("priority", "priority"), ("flex", "flex"), ("auto", "default")):
+        assert ask(client, service_tier=asked).service_tier == served
+    by_key = mesh.openai(secret_of(mesh, priority=Priority.LOW))
+    chunks = list(ask(by_key, stream=True))
+    assert {chunk.service_tier for chunk in chunks} == {"flex"}
+    response = client.responses.create(model="demo", input="x", service_tier="priority")
+    assert response.service_tier == "priority"

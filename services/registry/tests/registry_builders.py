@@ -17,7 +17,7 @@ from millrace_registry.domain import Content, Route, Version
 from millrace_registry.events import FactRecorder
 from millrace_registry.lineage_store import Lineage
 from millrace_registry.repository import ModelRepository
-from millrace_registry.schema import OUTBOX, TRAFFIC
+from millrace_registry.schema import HOLDS, OUTBOX, TRAFFIC
 from millrace_registry.store import Catalogue
 from millrace_registry.triton import Loaded, LoadFailed, TritonUnavailable
 from millrace_registry.triton_config import EngineSettings
@@ -41,6 +41,7 @@ class FakeTriton:
         self.broken: dict[Key, str] = {}
         self.silent: set[Key] = set()
         self.asked: list[Key] = []
+        self.loads = 0
 
     def index(self) -> Mapping[Key, Loaded]:
         self._answer()
@@ -48,6 +49,7 @@ class FakeTriton:
 
     def load(self, model: str) -> None:
         self._answer()
+        self.loads += 1
         listed = self._listed(model)
         for key in list(self.loaded):
             if key[0] == model and key[1] not in listed:
@@ -252,6 +254,11 @@ class World:
             query = select(OUTBOX.c.document).order_by(OUTBOX.c.sequence)
             documents: list[Any] = list(connection.execute(query).scalars())
         return [cloudevent.from_json(document) for document in documents]
+
+    def held_versions(self) -> set[int]:
+        """Of all models, also those whose hold has ended and is not forgotten yet."""
+        with self.database.transaction() as connection:
+            return set(connection.execute(select(HOLDS.c.version)).scalars())
 
     def gateways_counted(self, model: str) -> set[str]:
         """Whose counters are kept."""

@@ -29,6 +29,11 @@ from millrace_testkit.clock import FakeClock
 Stub = service_pb2_grpc.RegistryServiceStub
 ACME, DEMO = "tenants/acme", "tenants/acme/models/demo"
 VERSION_1 = f"{DEMO}/versions/1"
+SERVING = pb.Serving(
+    instance_count=2,
+    max_batch_size=8,
+    queue_policy=pb.QueuePolicy(max_queue_size=4, default_timeout_seconds=1.5),
+)
 _WATCH_LIMIT_SECONDS = 10
 
 
@@ -96,8 +101,11 @@ def test_a_model_and_its_versions_are_shown(stub: Stub, world: World) -> None:
     assert version.measurements.original_perplexity == 10.0
     page = call(stub.ListVersions, pb.ListVersionsRequest(parent="tenants/acme/models/-"))
     assert list(page.versions) == [version]
-    resolve = pb.ResolveVersionRequest(parent=ACME, reference="demo@champion")
-    assert call(stub.ResolveVersion, resolve).version == version
+    for reference in ("demo@champion", "demo:ckpt-step-1"):
+        resolve = pb.ResolveVersionRequest(parent=ACME, reference=reference)
+        assert call(stub.ResolveVersion, resolve).version == version
+    held = call(stub.HoldVersion, pb.HoldVersionRequest(name=VERSION_1))
+    assert held.expire_time.ToDatetime(world.clock().tzinfo) > world.clock()
 
 
 def test_pages_over_the_wire(stub: Stub, world: World) -> None:
@@ -126,8 +134,14 @@ def test_a_deployment_comes_back_as_it_went_in(stub: Stub) -> None:
     gate = compressor_pb2.GatePolicy(min_top1_agreement=0.9)
     made = create(
         stub,
-        wanted(tracking=pb.CHECKPOINT_TRACKING_FINAL, gate=gate, strategy=canary(0.25, 0.5)),
+        wanted(
+            tracking=pb.CHECKPOINT_TRACKING_FINAL,
+            gate=gate,
+            strategy=canary(0.25, 0.5),
+            serving=SERVING,
+        ),
     )
+    assert made.serving == SERVING
     assert made.tracking == pb.CHECKPOINT_TRACKING_FINAL
     assert made.gate == gate
     assert list(made.strategy.canary.steps) == [0.25, 0.5]
@@ -175,6 +189,12 @@ def test_an_update_with_an_old_etag_is_refused(stub: Stub) -> None:
         (
             wanted(strategy=canary(0.5, minimum_requests=0)),
             "deployment.strategy.canary.minimum_requests",
+        ),
+        (wanted(serving=pb.Serving(instance_count=0)), "deployment.serving.instance_count"),
+        (wanted(serving=pb.Serving(max_batch_size=-1)), "deployment.serving.max_batch_size"),
+        (
+            wanted(serving=pb.Serving(queue_policy=pb.QueuePolicy(default_timeout_seconds=0))),
+            "deployment.serving.queue_policy.default_timeout_seconds",
         ),
     ],
 )

@@ -5,10 +5,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from google.protobuf import text_format
 from registry_builders import World
+from tritonclient.grpc import model_config_pb2 as pb
 
 from millrace.registry.v1 import events_pb2
-from millrace_registry.domain import Canary, Immediate, LineageNode, Traffic, VersionState
+from millrace_registry.domain import (
+    Canary,
+    Immediate,
+    LineageNode,
+    QueuePolicy,
+    Serving,
+    Traffic,
+    VersionState,
+)
 from millrace_registry.transitions import RolloutChanged
 from millrace_runtime.content import ContentStore
 from millrace_runtime.database import Database
@@ -285,6 +295,25 @@ def test_a_deployment_made_immediate_amid_a_canary_settles_it(world: World) -> N
     world.app.update_deployment(replace(deployment, strategy=Immediate()), None)
     world.look(2)
     assert world.shares() == {2: 1.0}
+
+
+def test_a_deployment_that_is_to_be_run_otherwise_is_loaded_again(world: World) -> None:
+    world.serve(1)
+    (deployment,), _ = world.app.deployments("acme", 10, "")
+    policy = QueuePolicy(max_queue_size=4)
+    serving = Serving(instance_count=2, max_batch_size=8, queue_policy=policy)
+    changed = world.app.update_deployment(replace(deployment, serving=serving), None)
+    assert changed.serving == serving
+    loads = world.triton.loads
+    world.look(4)
+    assert world.triton.loads == loads + 1
+    text = (world.folder / "triton/acme.demo/config.pbtxt").read_text()
+    config = text_format.Parse(text, pb.ModelConfig())
+    assert config.instance_group[0].count == 2
+    assert config.parameters["max_sequences"].string_value == "8"
+    assert world.shares() == {1: 1.0}
+    (route,) = world.control.routes()[1]
+    assert route.queue_policy == policy
 
 
 def test_a_quarantined_start_of_a_canary_leaves_nothing_behind(world: World) -> None:

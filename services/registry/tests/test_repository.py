@@ -1,11 +1,14 @@
 """Triton's folder: whole versions, unchanged while they run; and what is read from an artifact."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
 
-from millrace_registry.domain import Interface
+from millrace_registry.domain import Interface, QueuePolicy, Serving
 from millrace_registry.repository import ModelRepository, is_engine_folder, read_interface
 from millrace_registry.triton_config import EngineSettings
 
@@ -18,6 +21,9 @@ def artifact(tmp_path: Path) -> Path:
     tokenizer = {
         "bos_token": {"content": "<s>", "lstrip": False},
         "eos_token": "</s>",
+        "pad_token": {"content": "<pad>"},
+        "unk_token": None,
+        "extra_special_tokens": {"image_token": "<image>"},
         "chat_template": "old",
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
@@ -92,6 +98,22 @@ def test_the_list_of_versions_is_rewritten_only_when_it_changes(
     assert repository.models() == ["acme.demo"]
 
 
+def test_the_configuration_is_rewritten_when_the_model_is_to_be_run_otherwise(
+    repository: ModelRepository, root: Path, artifact: Path
+) -> None:
+    repository.add_version("acme.demo", 1, artifact)
+    wide = Serving(instance_count=2, max_batch_size=8)
+    assert repository.list_versions("acme.demo", [1])
+    assert repository.list_versions("acme.demo", [1], wide)
+    assert not repository.list_versions("acme.demo", [1], wide)
+    config = text_format.Parse((root / "acme.demo/config.pbtxt").read_text(), pb.ModelConfig())
+    assert config.instance_group[0].count == 2
+    # What the gateway alone acts on loads nothing again.
+    patient = replace(wide, queue_policy=QueuePolicy(max_queue_size=1))
+    assert repository.is_listed("acme.demo", [1], patient)
+    assert repository.list_versions("acme.demo", [1])
+
+
 def test_removing_a_version_keeps_its_artifact(
     repository: ModelRepository, root: Path, artifact: Path
 ) -> None:
@@ -105,7 +127,8 @@ def test_removing_a_version_keeps_its_artifact(
 
 
 def test_the_interface_is_read_from_the_artifact(artifact: Path) -> None:
-    assert read_interface(artifact) == Interface(256, "old", "<s>", "</s>")
+    others = {"pad_token": "<pad>", "image_token": "<image>"}
+    assert read_interface(artifact) == Interface(256, "old", "<s>", "</s>", others)
     (artifact / "chat_template.jinja").write_text("{{ messages }}\n")
     assert read_interface(artifact).chat_template == "{{ messages }}\n"
 

@@ -43,6 +43,7 @@ class ServingWorld(RuleBasedStateMachine):
         self.ready: set[int] = set()
         self.broken: set[int] = set()
         self.traffic: dict[int, Traffic] = {}
+        self.held: set[int] = set()
 
     @precondition(lambda self: len(self.unended()) < 3)
     @rule()
@@ -92,6 +93,11 @@ class ServingWorld(RuleBasedStateMachine):
     @rule(requests=st.integers(0, 30), fail_one_in=st.sampled_from([2, 1000]))
     def the_old_one_is_asked(self, requests: int, fail_one_in: int) -> None:
         self.count(self.serving, requests, requests // fail_one_in)
+
+    @precondition(lambda self: self.rollouts)
+    @rule(data=st.data())
+    def one_is_held_or_let_go(self, data: st.DataObject) -> None:
+        self.held ^= {data.draw(st.integers(1, len(self.rollouts)))}
 
     @precondition(lambda self: self.unended())
     @rule()
@@ -167,17 +173,26 @@ class ServingWorld(RuleBasedStateMachine):
         versions = tuple(version(r.to_version) for r in self.rollouts)
         model = Model("acme", "demo", START, serving_version=self.serving)
         route = route_of_model(
-            model, tuple(self.unended()), versions, answering=self.ready, endpoint="t:1"
+            model,
+            tuple(self.unended()),
+            versions,
+            held=self.held,
+            steps={},
+            answering=self.ready,
+            endpoint="t:1",
         )
         canary = {r.to_version for r in self.unended(RolloutState.CANARY)}
-        assert {t.version for t in route.targets} <= {self.serving, *canary}
-        assert all(0 < t.share <= 1 for t in route.targets)
-        if route.targets:
-            assert abs(sum(t.share for t in route.targets) - 1) < 1e-6
+        share = {t.version: t.share for t in route.targets if t.share}
+        assert set(share) <= {self.serving, *canary}
+        assert {t.version for t in route.targets} <= self.ready & {*share, *self.held}
+        assert self.held & self.ready <= {t.version for t in route.targets}
+        assert all(0 < part <= 1 for part in share.values())
+        if share:
+            assert abs(sum(share.values()) - 1) < 1e-6
         if self.serving:
             wanted = {r.to_version: r.traffic_share for r in self.unended(RolloutState.CANARY)}
             wanted[self.serving] = round(1 - sum(wanted.values()), 6)
-            assert {t.version: round(t.share, 6) for t in route.targets} == wanted
+            assert {number: round(part, 6) for number, part in share.items()} == wanted
 
     def teardown(self) -> None:
         """Whatever has happened: when nothing more comes, every rollout ends."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from millrace_registry.domain import Serving
 from millrace_registry.triton_config import (
     EngineSettings,
     generation_config,
@@ -39,6 +40,23 @@ def test_all_that_the_engine_sends_is_declared() -> None:
 def test_settings_reach_the_engine_as_numbers_in_strings() -> None:
     parameters = generation_config("m", [1], EngineSettings(max_sequences=8)).parameters
     assert int(parameters["max_sequences"].string_value) == 8
+
+
+def test_a_deployment_says_how_many_engines_and_how_large_their_batch() -> None:
+    serving = Serving(instance_count=3, max_batch_size=16)
+    config = generation_config("m", [1], EngineSettings(threads=2), serving)
+    read = text_format.Parse(print_config(config), pb.ModelConfig())
+    assert [group.count for group in read.instance_group] == [3]
+    assert read.parameters["max_sequences"].string_value == "16"
+    assert read.parameters["threads"].string_value == "2"
+    # The tensors stay as they are, and nothing waits in Triton.
+    assert read.max_batch_size == 0
+    assert not read.HasField("dynamic_batching")
+
+
+def test_what_a_deployment_leaves_open_is_as_the_registry_is_set() -> None:
+    settings = EngineSettings(max_sequences=5)
+    assert generation_config("m", [1], settings, Serving()) == generation_config("m", [1], settings)
 
 
 def test_a_version_folder_imports_nothing_but_its_own_files(tmp_path: Path) -> None:

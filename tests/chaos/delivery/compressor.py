@@ -82,7 +82,7 @@ class Wanted:
 
 
 class Deployments:
-    """The registry (``app.Deployments``). One tenant wants two targets."""
+    """The registry (``app.Deployments``). One tenant wants every target."""
 
     def __init__(self, neighbours: Neighbours) -> None:
         self._neighbours = neighbours

@@ -93,6 +93,11 @@ FACTS: tuple[Fact, ...] = (
     Fact("key.created", "gateway", gateway.KeyCreated),
     Fact("key.updated", "gateway", gateway.KeyUpdated),
     Fact("key.revoked", "gateway", gateway.KeyRevoked),
+    Fact("batch.created", "gateway", gateway.BatchCreated),
+    Fact("batch.completed", "gateway", gateway.BatchCompleted),
+    Fact("batch.failed", "gateway", gateway.BatchFailed),
+    Fact("batch.cancelled", "gateway", gateway.BatchCancelled),
+    Fact("batch.expired", "gateway", gateway.BatchExpired),
 )
 
 _BY_TYPE = {fact.type: fact for fact in FACTS}

@@ -4,6 +4,7 @@ The layout of ``.venv-triton/tritonserver`` is made by ``deploy/local/setup.sh``
 """
 
 import os
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,9 +75,11 @@ def tritonserver_environment(environment: Path) -> dict[str, str]:
 
     The backend's stub embeds an isolated interpreter, which ignores PYTHONPATH. It takes the
     first ``python3`` on PATH for itself, though, and so the packages of that one's environment.
+    The engine for checkpoints (``transformers_batching.py``) adds the mesh's own behind them.
     """
     return {
         **os.environ,
+        "MILLRACE_ENGINE_PACKAGES": sysconfig.get_path("purelib"),
         "LD_LIBRARY_PATH": str(environment / "tritonserver/lib"),
         "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
     }

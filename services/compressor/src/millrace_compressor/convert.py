@@ -32,6 +32,7 @@ _STATES = {state: lifecycle_pb2.WorkState.Value(f"WORK_STATE_{state.value}") for
 _TARGETS = {
     Target.OPENVINO_INT8: service_pb2.TARGET_OPENVINO_INT8,
     Target.OPENVINO_FP32: service_pb2.TARGET_OPENVINO_FP32,
+    Target.SAFETENSORS: service_pb2.TARGET_SAFETENSORS,
 }
 _TARGET_OF = {int(number): target for target, number in _TARGETS.items()}
 

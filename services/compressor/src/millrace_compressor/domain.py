@@ -28,6 +28,7 @@ class Target(StrEnum):
 
     OPENVINO_INT8 = "openvino-int8"
     OPENVINO_FP32 = "openvino-fp32"
+    SAFETENSORS = "safetensors"
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ _PURPOSES = {
     FilePurpose.FINE_TUNE: service_pb2.FILE_PURPOSE_FINE_TUNE,
     FilePurpose.FINE_TUNE_RESULTS: service_pb2.FILE_PURPOSE_FINE_TUNE_RESULTS,
     FilePurpose.BATCH: service_pb2.FILE_PURPOSE_BATCH,
+    FilePurpose.BATCH_OUTPUT: service_pb2.FILE_PURPOSE_BATCH_OUTPUT,
     FilePurpose.USER_DATA: service_pb2.FILE_PURPOSE_USER_DATA,
 }
 _PURPOSE_OF = {int(number): purpose for purpose, number in _PURPOSES.items()}

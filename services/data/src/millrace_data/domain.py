@@ -25,6 +25,7 @@ class FilePurpose(StrEnum):
     FINE_TUNE = "fine-tune"
     FINE_TUNE_RESULTS = "fine-tune-results"
     BATCH = "batch"
+    BATCH_OUTPUT = "batch_output"
     USER_DATA = "user_data"
 
 

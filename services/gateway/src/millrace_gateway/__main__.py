@@ -10,10 +10,11 @@ from pathlib import Path
 import uvloop
 
 from millrace_gateway.app import KeyRing, Keys
+from millrace_gateway.batches.store import BatchStore
 from millrace_gateway.serving import serve, stop_on_signals
 from millrace_gateway.settings import GatewaySettings
 from millrace_gateway.store import OUTBOX, KeyTable
-from millrace_runtime import hosting, telemetry
+from millrace_runtime import hosting, owner, telemetry
 from millrace_runtime.database import Database, migrate, open_database
 from millrace_runtime.outbox import Outbox
 from millrace_runtime.relay import Relay
@@ -40,12 +41,16 @@ async def _run(settings: GatewaySettings, database: Database) -> None:
     relay = Relay(database, outbox)
     table = KeyTable(database, outbox)
     keys = Keys(table, relay.ring)
+    batches = BatchStore(
+        database, outbox, owner=owner.this_process(), lease_seconds=settings.lease_seconds
+    )
     await asyncio.to_thread(
         keys.ensure_operator, settings.operator_tenant, settings.operator_key_path
     )
     stop = asyncio.Event()
     stop_on_signals(stop)
-    await serve(settings, keys, KeyRing(table.find_live), relay, database.is_alive, stop)
+    key_ring = KeyRing(table.find_live)
+    await serve(settings, keys, key_ring, relay, batches, database.is_alive, stop)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
 Every endpoint has the same number of places. The lower a class, the fewer of them it may help to
 fill: what is beyond a class's part is kept for the classes above it (trunk reservation, as in
 F. P. Kelly, "Loss networks", 1991). Who finds no place waits in the queue of its class. A place
-that becomes free goes to the highest class that may have it, and there to the keys in turn.
+that becomes free goes to the highest class that may have it, and there to the keys in turn. A key
+may be held to a part of an endpoint: what it asks for beyond waits, and takes nobody's place.
 
 Pure and synchronous: it takes no time, knows no clock, and tells waiters by calling them.
 """
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -31,11 +32,13 @@ class Capacity:
         shares: the part of the places, in (0, 1], up to which a class may fill an endpoint;
             rounded up, so that a class has one place at least.
         queues: how many of a class may wait.
+        key_share: the part, in (0, 1], up to which one key may fill an endpoint; rounded up.
     """
 
     places: int
     shares: Mapping[Priority, float]
     queues: Mapping[Priority, int]
+    key_share: float = 1.0
 
     def limits(self) -> dict[Priority, int]:
         """Up to how many generations at an endpoint a class may begin one more."""
@@ -44,6 +47,10 @@ class Capacity:
             above = min(above, max(1, math.ceil(self.places * self.shares[priority])))
             limits[priority] = above
         return limits
+
+    def key_limit(self) -> int:
+        """How many generations one key may have at an endpoint."""
+        return math.ceil(self.places * self.key_share)
 
 
 @dataclass(eq=False)
@@ -85,11 +92,13 @@ class _Queue:
     def contains(self, waiter: Waiter) -> bool:
         return waiter in self.by_key.get(waiter.key, ())
 
-    def first(self, endpoint: str) -> Waiter | None:
-        for waiters in self.by_key.values():
-            for waiter in waiters:
-                if endpoint in waiter.endpoints:
-                    return waiter
+    def first(self, endpoint: str, may_enter: Callable[[str], bool]) -> Waiter | None:
+        """The first in turn of the keys that may enter there."""
+        for key, waiters in self.by_key.items():
+            if may_enter(key):
+                for waiter in waiters:
+                    if endpoint in waiter.endpoints:
+                        return waiter
         return None
 
     def had_its_turn(self, key: str) -> None:
@@ -108,25 +117,31 @@ class _Queue:
 class Admission:
     """Who is in progress where, and who waits.
 
-    While somebody waits for an endpoint it has no place that their class may have: so nobody of
-    the same class or a lower one comes before those who wait.
+    While somebody waits for an endpoint it has no place that their class and key may have: so
+    nobody of the same class or a lower one comes before those who wait, but for other keys.
     """
 
     def __init__(self, capacity: Capacity) -> None:
         self._limits = capacity.limits()
+        self._key_limit = capacity.key_limit()
+        self._of_keys: Counter[tuple[str, str]] = Counter()
         self._queues = {priority: _Queue(capacity.queues[priority]) for priority in _CLASSES}
         self.in_progress: dict[str, int] = {}
 
-    def enter(self, endpoint: str, priority: Priority) -> bool:
-        """Take a place at ``endpoint``; false when there is none for this class."""
+    def enter(self, endpoint: str, priority: Priority, key: str = "") -> bool:
+        """Take a place at ``endpoint``; false when there is none for this class or this key."""
         count = self.in_progress.get(endpoint, 0)
-        if count >= self._limits[priority]:
+        if count >= self._limits[priority] or self._of_keys[endpoint, key] >= self._key_limit:
             return False
         self.in_progress[endpoint] = count + 1
+        self._of_keys[endpoint, key] += 1
         return True
 
-    def leave(self, endpoint: str) -> None:
-        """Give a place back: those who wait may have it."""
+    def leave(self, endpoint: str, key: str = "") -> None:
+        """Give a place back that was taken with ``key``: those who wait may have it."""
+        self._of_keys[endpoint, key] -= 1
+        if not self._of_keys[endpoint, key]:
+            del self._of_keys[endpoint, key]
         count = self.in_progress[endpoint] - 1
         if count:
             self.in_progress[endpoint] = count
@@ -144,7 +159,7 @@ class Admission:
         """
         queue = self._queues[waiter.priority]
         for endpoint in waiter.endpoints:
-            if self.enter(endpoint, waiter.priority):
+            if self.enter(endpoint, waiter.priority, waiter.key):
                 waiter.endpoint = endpoint
                 waiter.wake()
                 return
@@ -160,7 +175,7 @@ class Admission:
         """Stop waiting, or give back the place that was given. Call it once, and not both."""
         queue = self._queues[waiter.priority]
         if waiter.endpoint:
-            self.leave(waiter.endpoint)
+            self.leave(waiter.endpoint, waiter.key)
         elif queue.contains(waiter):
             queue.remove(waiter)
 
@@ -168,8 +183,13 @@ class Admission:
         return self._queues[priority].length
 
     def _give(self, endpoint: str) -> None:
+        def may_enter(key: str) -> bool:
+            return self._of_keys[endpoint, key] < self._key_limit
+
         for priority, queue in self._queues.items():
-            while (waiter := queue.first(endpoint)) and self.enter(endpoint, priority):
+            while (waiter := queue.first(endpoint, may_enter)) and self.enter(
+                endpoint, priority, waiter.key
+            ):
                 queue.remove(waiter)
                 queue.had_its_turn(waiter.key)
                 waiter.endpoint = endpoint

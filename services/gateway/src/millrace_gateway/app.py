@@ -44,6 +44,8 @@ class KeyStore(Protocol):
 
     def page(self, tenant: str, size: int, before_id: str) -> Sequence[Key]: ...
 
+    def get(self, tenant: str, key_id: str) -> Key | None: ...
+
     def find_live(self, secret_digest: str) -> Key | None: ...
 
     def knows(self, secret_digest: str) -> bool: ...
@@ -133,6 +135,10 @@ class Keys:
             raise _no_such_key(tenant, key_id)
         self._ring()
         return key
+
+    def find(self, tenant: str, key_id: str) -> Key | None:
+        """A tenant's key, revoked or not: for work that goes on in its name."""
+        return self._store.get(tenant, key_id)
 
     def ensure_operator(self, tenant: str, path: Path) -> None:
         """At first start: make the first operator key and leave its secret at ``path``.

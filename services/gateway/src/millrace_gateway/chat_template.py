@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
@@ -56,6 +57,7 @@ def render(
     *,
     bos_token: str,
     eos_token: str,
+    other_tokens: Mapping[str, str] = MappingProxyType({}),
     tools: Sequence[Mapping[str, Any]] = (),
     add_generation_prompt: bool = True,
 ) -> str:
@@ -72,7 +74,7 @@ def render(
             reason="NO_CHAT_TEMPLATE",
             field="model",
         )
-    tokens = {"bos_token": bos_token, "eos_token": eos_token}
+    tokens = {**other_tokens, "bos_token": bos_token, "eos_token": eos_token}
     try:
         compiled, knows_tools = _compile(template)
         if tools and not knows_tools:

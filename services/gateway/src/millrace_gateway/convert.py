@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from millrace.gateway.v1 import events_pb2, service_pb2
 from millrace.registry.v1 import service_pb2 as registry_pb2
 from millrace_gateway.answers import AnswerCounts
+from millrace_gateway.batches.domain import Batch, Status
 from millrace_gateway.domain import Key, KeyLimits, Priority, Role
-from millrace_gateway.route import Route, Target
+from millrace_gateway.route import QueuePolicy, Route, Target
 
 _ROLES = {
     service_pb2.KEY_ROLE_MEMBER: Role.MEMBER,
@@ -79,6 +81,27 @@ def key_revoked(key: Key) -> events_pb2.KeyRevoked:
     return events_pb2.KeyRevoked(key=key_name(key))
 
 
+def batch_created(batch: Batch) -> events_pb2.BatchCreated:
+    return events_pb2.BatchCreated(batch=batch.name)
+
+
+def batch_ended(batch: Batch) -> Message:
+    """The fact that says how a batch ended."""
+    match batch.status:
+        case Status.COMPLETED:
+            return events_pb2.BatchCompleted(
+                batch=batch.name, completed=batch.completed, failed=batch.failed
+            )
+        case Status.FAILED:
+            return events_pb2.BatchFailed(batch=batch.name, message=batch.errors[0].message)
+        case Status.CANCELLED:
+            return events_pb2.BatchCancelled(batch=batch.name)
+        case Status.EXPIRED:
+            return events_pb2.BatchExpired(batch=batch.name)
+        case _:
+            raise ValueError(f"{batch.id} has not ended: {batch.status}")
+
+
 def routes(response: registry_pb2.WatchRoutesResponse) -> Sequence[Route]:
     """The whole table, as it stands now."""
     return [_route(route) for route in response.routes]
@@ -99,7 +122,13 @@ def _route(route: registry_pb2.Route) -> Route:
         targets=tuple(_target(target) for target in route.targets),
         created_seconds=route.create_time.seconds,
         aliases=dict(route.aliases),
+        steps=dict(route.steps),
+        queue_policy=_queue_policy(route.queue_policy),
     )
+
+
+def _queue_policy(policy: registry_pb2.QueuePolicy) -> QueuePolicy:
+    return QueuePolicy(**{field.name: value for field, value in policy.ListFields()})
 
 
 def _target(target: registry_pb2.RouteTarget) -> Target:
@@ -112,5 +141,6 @@ def _target(target: registry_pb2.RouteTarget) -> Target:
         chat_template=target.chat_template,
         bos_token=target.bos_token,
         eos_token=target.eos_token,
+        other_tokens=tuple(sorted(target.other_tokens.items())),
         traceparent=target.traceparent,
     )

@@ -31,7 +31,9 @@ LOG = logging.getLogger(__name__)
 OPEN_PATHS = frozenset(("/livez", "/readyz", "/metrics", "/openapi.json", "/docs"))
 _UPLOAD_PATH = "/v1/files"
 # Whose answers say what the key has left.
-_GENERATION_PATHS = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/responses"))
+_GENERATION_PATHS = frozenset(
+    ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
+)
 
 _REQUESTS = Counter(
     "millrace_http_server_requests_total", "REST requests.", ["method", "route", "status"]

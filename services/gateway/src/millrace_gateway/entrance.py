@@ -1,18 +1,22 @@
 """Where generations wait for their place at an engine: ``admission`` with a clock and metrics."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter as CounterMetric
+from prometheus_client import Gauge
 
 from millrace_gateway.admission import Admission, Capacity, QueueFull, Waiter
 from millrace_gateway.domain import Priority
+from millrace_gateway.route import Route
 from millrace_runtime.errors import ResourceExhausted
 
 _WAITING = Gauge(
     "millrace_admission_waiting", "Completions that wait for a place at an engine.", ["priority"]
 )
-_REFUSED = Counter(
+_REFUSED = CounterMetric(
     "millrace_admission_refused_total",
     "Completions refused (429): the gateway's maximum, a full queue, waited too long.",
     ["priority", "reason"],
@@ -24,12 +28,25 @@ class Entrance:
 
     ``maximum`` guards the gateway itself. High priority is not held to it: the endpoints' places
     and its queue bound it, and what the other classes fill must not keep it out.
+
+    Args:
+        wait_seconds: longest that a generation waits for a place.
+        patience_seconds: the same, of classes for which it is another time.
     """
 
-    def __init__(self, maximum: int, capacity: Capacity, wait_seconds: float) -> None:
+    def __init__(
+        self,
+        maximum: int,
+        capacity: Capacity,
+        wait_seconds: float,
+        patience_seconds: Mapping[Priority, float] = MappingProxyType({}),
+    ) -> None:
         self._maximum = maximum
         self._admission = Admission(capacity)
-        self._wait_seconds = wait_seconds
+        self._wait_seconds = {
+            priority: patience_seconds.get(priority, wait_seconds) for priority in Priority
+        }
+        self._queued: Counter[str] = Counter()
 
     @property
     def in_progress(self) -> Mapping[str, int]:
@@ -49,21 +66,43 @@ class Entrance:
             raise _refused(priority, "maximum", f"{active} completions are in progress")
 
     async def enter(
-        self, preferred: str, endpoints: Sequence[str], priority: Priority, key: str
+        self,
+        preferred: str,
+        endpoints: Sequence[str],
+        priority: Priority,
+        key: str,
+        route: Route | None = None,
     ) -> str:
         """Take a place at ``preferred``, or wait for one at any of ``endpoints``: which it was.
+
+        Args:
+            route: of the model that is asked, whose policy holds where it says something.
 
         Raises:
             ResourceExhausted: there is none, and the queue is full or waiting took too long.
         """
-        if self._admission.enter(preferred, priority):
+        if self._admission.enter(preferred, priority, key):
             return preferred
-        return await self._wait(endpoints, priority, key)
+        if route is None:
+            return await self._wait(endpoints, priority, key, self._wait_seconds[priority])
+        policy, model = route.queue_policy, route.triton_model
+        if policy.max_queue_size is not None and self._queued[model] >= policy.max_queue_size:
+            what = f"{policy.max_queue_size} requests to {route.model!r} wait already"
+            raise _refused(priority, "queue_full", what)
+        self._queued[model] += 1
+        try:
+            seconds = policy.default_timeout_seconds or self._wait_seconds[priority]
+            return await self._wait(endpoints, priority, key, seconds)
+        finally:
+            self._queued -= Counter((model,))  # which leaves no model behind with none
 
-    def leave(self, endpoint: str) -> None:
-        self._admission.leave(endpoint)
+    def leave(self, endpoint: str, key: str) -> None:
+        """Give back what was taken at ``endpoint`` with ``key``."""
+        self._admission.leave(endpoint, key)
 
-    async def _wait(self, endpoints: Sequence[str], priority: Priority, key: str) -> str:
+    async def _wait(
+        self, endpoints: Sequence[str], priority: Priority, key: str, seconds: float
+    ) -> str:
         woken = asyncio.Event()
         waiter = Waiter(endpoints, priority, key, woken.set)
         try:
@@ -72,7 +111,7 @@ class Entrance:
             raise _refused(priority, "queue_full", "the engines are busy") from None
         try:
             self._measure()
-            async with asyncio.timeout(self._wait_seconds):
+            async with asyncio.timeout(seconds):
                 await woken.wait()
         except TimeoutError:
             self._admission.withdraw(waiter)

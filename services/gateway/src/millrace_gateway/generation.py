@@ -1,9 +1,8 @@
 """One completion: admit it, choose a version, ask the engine, follow it to its end."""
 
 import functools
-import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -15,16 +14,29 @@ from prometheus_client import Counter, Gauge, Histogram
 from millrace_gateway import route, spans
 from millrace_gateway.answers import AnswerCounts
 from millrace_gateway.domain import Principal, Priority
-from millrace_gateway.entrance import Entrance
-from millrace_gateway.health import Health
 from millrace_gateway.limits import Limiter, Reservation, estimated_tokens, prompt_tokens
-from millrace_gateway.route import Choice, Route, RouteTable, Target
+from millrace_gateway.placement import Guest, Place, Placement
+from millrace_gateway.route import Choice, Route, Target
 from millrace_gateway.triton import Delta, Engine, EngineFailed, EngineRequest
 from millrace_runtime import telemetry
 from millrace_runtime.errors import MillraceError, Unavailable
 
-_ROUTE_CHANGE_SECONDS = 1.0
 _TIERS = {"priority": Priority.HIGH, "flex": Priority.LOW}
+_TIER_OF = {Priority.HIGH: "priority", Priority.DEFAULT: "default", Priority.LOW: "flex"}
+# Sampling parameters with which an answer is text and nothing else.
+_PLAIN = frozenset(
+    (
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "seed",
+        "stop",
+        "presence_penalty",
+        "frequency_penalty",
+        "response_format",
+        "stream",
+    )
+)
 
 _ACTIVE = Gauge("millrace_generations_active", "Completions in progress.")
 _ENDED = Counter("millrace_generations_total", "Completions that ended.", ["model", "outcome"])
@@ -54,6 +66,7 @@ class Request:
         principal: whose limits and priority hold; None: nobody's.
         service_tier: "priority", "default", "auto" or "flex"; None is as "auto".
         is_part: one of several answers to a request of which the first was counted already.
+        is_streamed: the client reads the answer as it comes.
     """
 
     id: str
@@ -65,6 +78,7 @@ class Request:
     principal: Principal | None = None
     service_tier: str | None = None
     is_part: bool = False
+    is_streamed: bool = False
 
 
 @dataclass
@@ -72,8 +86,7 @@ class Generation:
     """A completion that has begun: its first delta is there. Close it, or read it to its end."""
 
     request: Request
-    route: Route
-    choice: Choice
+    place: Place
     span: Span
     _first: Delta
     _rest: AsyncIterator[Delta]
@@ -86,8 +99,17 @@ class Generation:
     _ended: bool = field(default=False)
 
     @property
+    def route(self) -> Route:
+        return self.place.route
+
+    @property
     def target(self) -> Target:
-        return self.choice.target
+        return self.place.target
+
+    @property
+    def service_tier(self) -> str:
+        """The class that the request was served in: "priority", "default" or "flex"."""
+        return _TIER_OF[_priority_of(self.request)]
 
     async def deltas(self) -> AsyncIterator[Delta]:
         """The answer as it comes.
@@ -126,6 +148,8 @@ class Generation:
         if delta.finish_reason:
             self.finish_reason = delta.finish_reason
             self.prompt_tokens = delta.prompt_token_count
+            if not self.request.is_streamed:  # then the first token did not come by itself
+                self.first_token_seconds = delta.first_token_seconds or self.first_token_seconds
 
 
 class Generator:
@@ -133,21 +157,15 @@ class Generator:
 
     def __init__(
         self,
-        routes: RouteTable,
+        placement: Placement,
         engine: Engine,
-        entrance: Entrance,
         limiter: Limiter,
-        health: Health,
-        random_number: Callable[[], float] = random.random,
     ) -> None:
-        self.routes = routes
+        self.routes = placement.routes
         self.limiter = limiter
-        self._engine = engine
-        self._entrance = entrance
-        self._health = health
-        self._random_number = random_number
-        self._active = 0
         self.answers = AnswerCounts()
+        self.placement = placement
+        self._engine = engine
 
     async def start(self, request: Request) -> Generation:
         """Ask for a completion and wait for its first token.
@@ -159,11 +177,13 @@ class Generator:
             MillraceError: no such model, too many requests, or what the engine said.
         """
         found, pinned = self.routes.find(request.tenant, request.model)
-        self._entrance.check(self._active, _priority_of(request))
-        request, reservation = self._reserve(request, found, pinned)
+        self.placement.check_in(_priority_of(request))
+        reservation = None
         try:
-            generation = await self._start(request, found, pinned)
+            request, reservation = self._reserve(request, found, pinned)
+            generation = await self._start(request, found)
         except BaseException:
+            self.placement.check_out()
             if reservation is not None:
                 reservation.settle(0)
             raise
@@ -191,100 +211,63 @@ class Generator:
         tokens = estimated_tokens(prompt, request.sampling.get("max_tokens"), limit)
         return request, allowance.reserve(tokens, requests)
 
-    async def _start(self, request: Request, found: Route, pinned: str) -> Generation:
+    async def _start(self, request: Request, found: Route) -> Generation:
         span = spans.start(request.id, request.operation, request.model, request.sampling)
-        self._active += 1
-        _ACTIVE.set(self._active)
+        _ACTIVE.inc()
         try:
-            generation = await self._attempt(request, found, pinned, span)
+            return await self._attempt(request, span)
         except BaseException as error:
             outcome = "refused" if isinstance(error, MillraceError) else "cancelled"
-            self._release(found.model, outcome)
+            _count_end(found.model, outcome)
             span.set_status(StatusCode.ERROR, str(error))
             span.end()
             raise
-        _FIRST_TOKEN.labels(found.model).observe(generation.first_token_seconds)
-        return generation
 
-    async def _attempt(self, request: Request, found: Route, pinned: str, span: Span) -> Generation:
+    async def _attempt(self, request: Request, span: Span) -> Generation:
+        guest = Guest(request.tenant, request.model, _priority_of(request), _turn_of(request))
         failed: set[Choice] = set()
         while True:
-            found, choice = await self._choose(request, found, pinned, failed)
-            choice = await self._enter(request, found, choice, failed)
+            place = await self.placement.enter(guest, failed)
             try:
-                return await self._ask(request, found, choice, span)
+                return await self._ask(request, place, span)
             except EngineFailed as error:
-                span.add_event(
-                    "attempt failed", {"endpoint": choice.endpoint, "reason": str(error)}
-                )
-                self.answers.failed(found.tenant, found.model, choice.target.version)
+                span.add_event("attempt failed", {"endpoint": place.endpoint, "reason": str(error)})
+                self.answers.failed(place.route.tenant, place.route.model, place.version)
                 if failed:
                     raise Unavailable(
                         f"model {request.model!r} does not answer: {error}", reason="ENGINE_FAILED"
                     ) from error
-                failed.add(choice)
+                failed.add(place.choice)
 
-    async def _choose(
-        self, request: Request, found: Route, pinned: str, failed: Collection[Choice]
-    ) -> tuple[Route, Choice]:
-        choice = self._choice(found, pinned, failed)
-        if choice is None:
-            await self.routes.wait_for_change(_ROUTE_CHANGE_SECONDS)
-            found, pinned = self.routes.find(request.tenant, request.model)
-            choice = self._choice(found, pinned, ())
-        assert choice is not None, "there are candidates, and nothing is excluded"
-        return found, choice
-
-    def _choice(self, found: Route, pinned: str, failed: Collection[Choice]) -> Choice | None:
-        return route.choose(
-            route.candidates(found, pinned),
-            self._random_number(),
-            failed,
-            self._entrance.in_progress,
-            self._health.ejected(found.triton_model),
-        )
-
-    async def _enter(
-        self, request: Request, found: Route, choice: Choice, failed: Collection[Choice]
-    ) -> Choice:
-        """Take a place at the chosen endpoint; if there is none, the first at one of its like."""
-        ejected = self._health.ejected(found.triton_model)
-        alike = route.available(choice.target, failed, ejected)
-        endpoint = await self._entrance.enter(
-            choice.endpoint, alike, _priority_of(request), _turn_of(request)
-        )
-        return choice if endpoint == choice.endpoint else Choice(choice.target, endpoint)
-
-    async def _ask(self, request: Request, found: Route, choice: Choice, span: Span) -> Generation:
+    async def _ask(self, request: Request, place: Place, span: Span) -> Generation:
         """Wait for the first token; the place that was taken is kept only if it comes.
 
         Raises:
             EngineFailed: it does not.
         """
-        place = (found.triton_model, choice.target.version, choice.endpoint)
-        self._health.asked(*place)
+        self.placement.asked(place)
         started = time.perf_counter()
         try:
-            asked = _engine_request(request, found, choice, span)
-            rest = self._engine.generate(choice.endpoint, asked)
+            rest = self._engine.generate(place.endpoint, _engine_request(request, place, span))
             first = await _first(rest)
         except BaseException as error:
-            self._entrance.leave(choice.endpoint)
+            self.placement.leave(place)
             if isinstance(error, EngineFailed):
-                self._health.failed(*place)
+                self.placement.failed(place)
             raise
-        self._health.answered(*place)
-        spans.describe_choice(span, found, choice)
-        generation = Generation(request, found, choice, span, first, rest, self._ended)
+        self.placement.answered(place)
+        spans.describe_choice(span, place.route, place.choice)
+        generation = Generation(request, place, span, first, rest, self._ended)
         generation.first_token_seconds = time.perf_counter() - started
         return generation
 
     def _ended(self, generation: Generation, outcome: str) -> None:
         model = generation.route.model
-        self._entrance.leave(generation.choice.endpoint)
+        self.placement.leave(generation.place)
+        self.placement.check_out()
+        _count_end(model, outcome)
         _TOKENS.labels(model, "prompt").inc(generation.prompt_tokens)
         _TOKENS.labels(model, "completion").inc(generation.completion_tokens)
-        self._release(model, outcome)
         self._count(generation, outcome)
         if generation.reservation is not None:
             # Without a limit on tokens none were reserved, and none are counted.
@@ -295,6 +278,7 @@ class Generator:
                 "gen_ai.usage.input_tokens": generation.prompt_tokens,
                 "gen_ai.usage.output_tokens": generation.completion_tokens,
                 "gen_ai.response.finish_reasons": [generation.finish_reason or outcome],
+                "millrace.first_token_seconds": generation.first_token_seconds,
             }
         )
         generation.span.end()
@@ -305,14 +289,15 @@ class Generator:
         version, tokens = generation.target.version, generation.completion_tokens
         if outcome == "ok":
             seconds = generation.first_token_seconds
+            _FIRST_TOKEN.labels(model).observe(seconds)
             self.answers.answered(tenant, model, version, tokens, seconds)
         elif outcome == "failed":
             self.answers.failed(tenant, model, version)
 
-    def _release(self, model: str, outcome: str) -> None:
-        self._active -= 1
-        _ACTIVE.set(self._active)
-        _ENDED.labels(model, outcome).inc()
+
+def _count_end(model: str, outcome: str) -> None:
+    _ACTIVE.dec()
+    _ENDED.labels(model, outcome).inc()
 
 
 def _priority_of(request: Request) -> Priority:
@@ -344,17 +329,20 @@ async def collect(generation: Generation) -> str:
     return "".join([delta.text async for delta in generation.deltas()])
 
 
-def _engine_request(request: Request, found: Route, choice: Choice, span: Span) -> EngineRequest:
+def _engine_request(request: Request, place: Place, span: Span) -> EngineRequest:
     with trace.use_span(span):
         traceparent = telemetry.current_traceparent()
     sampling = {key: value for key, value in request.sampling.items() if value is not None}
+    if not request.is_streamed:
+        sampling["stream"] = False
     return EngineRequest(
         id=request.id,
-        triton_model=found.triton_model,
-        version=choice.target.version,
-        prompt=request.make_prompt(choice.target),
+        triton_model=place.route.triton_model,
+        version=place.version,
+        prompt=request.make_prompt(place.target),
         sampling=orjson.dumps(sampling),
         traceparent=traceparent,
+        is_plain=_PLAIN.issuperset(sampling),
     )
 
 

@@ -1,8 +1,9 @@
 """The public gRPC API: the lifecycle services, behind keys, each call checked and passed on.
 
 Requests are parsed, since a key's tenant must be the only one they name; responses go through
-as the bytes they are. ``WatchRoutes``, ``ReportAnswers`` and ``MatchDeployments`` are the
-mesh's own and are not here. ``KeyService`` is answered by the gateway itself.
+as the bytes they are. ``WatchRoutes``, ``ReportAnswers``, ``HoldVersion`` and
+``MatchDeployments`` are the mesh's own and are not here. ``KeyService`` is answered by the
+gateway itself.
 """
 
 import asyncio
@@ -42,7 +43,7 @@ _MODULES = {
     "compressor": compressor_pb2,
     "registry": registry_pb2,
 }
-_INTERNAL = frozenset(("WatchRoutes", "ReportAnswers", "MatchDeployments"))
+_INTERNAL = frozenset(("WatchRoutes", "ReportAnswers", "HoldVersion", "MatchDeployments"))
 _KEY_SERVICE = "millrace.gateway.v1.KeyService"
 # Fields for people, which may say anything.
 _FREE_TEXT = frozenset(("display_name", "filename", "reason", "suffix", "metadata[]"))

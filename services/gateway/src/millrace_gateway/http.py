@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 
 from millrace_gateway.edge import Edge, Limits
 from millrace_gateway.rest import (
+    batches,
     chat,
     completions,
     compressions,
@@ -45,6 +46,7 @@ _NOUNS = (
     tokenize,
     models,
     files,
+    batches,
     fine_tuning,
     datasets,
     training,
@@ -59,8 +61,15 @@ _NOUNS = (
 _DESCRIPTION = "The whole life of a language model. OpenAI clients work unchanged under /v1."
 
 
-def create_app(gateway: Gateway) -> ASGIApp:
-    """The whole REST API over ``gateway``."""
+def create_app(gateway: Gateway, handlers: ASGIApp) -> ASGIApp:
+    """The whole REST API: ``handlers`` with the edge around them."""
+    limits = Limits(gateway.maximum_body_bytes, gateway.maximum_file_bytes)
+    limiter = gateway.generator.limiter
+    return FlatErrors(Edge(handlers, gateway.key_ring, limits, limiter, gateway.draining))
+
+
+def create_handlers(gateway: Gateway) -> ASGIApp:
+    """What answers, to whomever the scope's state names as ``principal``: nobody asks for keys."""
     app = FastAPI(
         title="Millrace",
         description=_DESCRIPTION,
@@ -78,9 +87,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
     for noun in _NOUNS:
         app.include_router(noun.ROUTER)
     _require_keys_in_document(app)
-    limits = Limits(gateway.maximum_body_bytes, gateway.maximum_file_bytes)
-    limiter = gateway.generator.limiter
-    return FlatErrors(Edge(app, gateway.key_ring, limits, limiter, gateway.draining))
+    return app
 
 
 def own_version() -> str:

@@ -4,7 +4,6 @@ What ``generation.py`` is to text, this is to the Open Inference Protocol; both 
 the keys' limits and the counts by which canaries are judged.
 """
 
-import random
 import struct
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Sequence
@@ -19,11 +18,10 @@ from prometheus_client import Counter, Gauge, Histogram
 from millrace_gateway import route, spans
 from millrace_gateway.answers import AnswerCounts
 from millrace_gateway.domain import Principal
-from millrace_gateway.entrance import Entrance
-from millrace_gateway.health import Health
-from millrace_gateway.inference_engine import InferenceEngine, Place, Terms
+from millrace_gateway.inference_engine import InferenceEngine, Terms
 from millrace_gateway.limits import Limiter, Reservation
-from millrace_gateway.route import Choice, Route, RouteTable
+from millrace_gateway.placement import Guest, Place, Placement
+from millrace_gateway.route import Choice, Route
 from millrace_gateway.triton import EngineFailed
 from millrace_runtime import telemetry
 from millrace_runtime.errors import InvalidArgument, MillraceError, NotFound, Unavailable
@@ -39,9 +37,10 @@ EXTENSIONS = (
 )
 
 _TRACER = trace.get_tracer("millrace")
-_ROUTE_CHANGE_SECONDS = 1.0
 _MOST_REFERENCE_CHARACTERS = 300
 _COUNT = struct.Struct("<i")
+# With these a text engine answers several requests together.
+_GROUPING = ("group", "cancel")
 # Of Millrace's text engines; other models have no such outputs, and use no tokens.
 _TOKEN_COUNTS = ("token_count", "prompt_token_count")
 
@@ -110,22 +109,16 @@ class Inference:
 
     def __init__(
         self,
-        routes: RouteTable,
+        placement: Placement,
         engine: InferenceEngine,
         counts: AnswerCounts,
-        entrance: Entrance,
         limiter: Limiter,
-        health: Health,
-        random_number: Callable[[], float] = random.random,
     ) -> None:
         self.engine = engine
-        self._routes = routes
+        self._placement = placement
+        self._routes = placement.routes
         self._counts = counts
-        self._entrance = entrance
         self._limiter = limiter
-        self._health = health
-        self._random_number = random_number
-        self._active = 0
 
     async def infer(self, asked: Asked) -> Any:
         """The one ModelInferResponse of a model that is not decoupled.
@@ -147,9 +140,10 @@ class Inference:
             MillraceError: no such model, too many requests, or what the engine said.
         """
         failed: set[Choice] = set()
-        with self._in_progress(asked) as progress:
+        guest = _guest(asked)
+        with self._in_progress(asked, guest) as progress:
             while True:
-                place = await self._enter(asked, failed)
+                place = await self._placement.enter(guest, failed)
                 try:
                     async with aclosing(self._ask(place, progress)) as responses:
                         async for response in responses:
@@ -166,7 +160,7 @@ class Inference:
                     self._note_success(place, progress)
                     return
                 finally:
-                    self._entrance.leave(place.choice.endpoint)
+                    self._placement.leave(place)
 
     def check_ready(self, tenant: str, model: str) -> None:
         """Return when the version would be asked; the registry has had each answer a question.
@@ -189,7 +183,7 @@ class Inference:
         Raises:
             MillraceError: as ``check_ready``, or the engine does not say.
         """
-        place = self._any_place(tenant, model)
+        place = self._placement.any(tenant, model)
         response = await _told(self.engine.metadata(place))
         versions = sorted(target.version for target in place.route.targets if target.endpoints)
         response.versions[:] = [str(version) for version in versions]
@@ -201,7 +195,7 @@ class Inference:
         Raises:
             MillraceError: as ``metadata``.
         """
-        return await _told(self.engine.config(self._any_place(tenant, model)))
+        return await _told(self.engine.config(self._placement.any(tenant, model)))
 
     async def statistics(self, tenant: str, model: str) -> Sequence[Any]:
         """ModelStatistics: an entry for each loaded version at each endpoint.
@@ -228,61 +222,34 @@ class Inference:
             for endpoint in target.endpoints
         ]
 
-    def _place(self, tenant: str, model: str, failed: Collection[Choice] = ()) -> Place | None:
-        """A version by the route's shares, and an endpoint; None when everything has failed."""
-        found, pinned = self._routes.find(tenant, model)
-        choice = route.choose(
-            route.candidates(found, pinned),
-            self._random_number(),
-            failed,
-            self._entrance.in_progress,
-            self._health.ejected(found.triton_model),
-        )
-        return None if choice is None else Place(found, choice)
-
-    async def _enter(self, asked: Asked, failed: Collection[Choice]) -> Place:
-        """Take a place at an endpoint; whoever is given it leaves it."""
-        tenant, key = asked.principal.tenant, asked.principal.key_id
-        place = self._place(tenant, asked.model, failed)
-        if place is None:
-            await self._routes.wait_for_change(_ROUTE_CHANGE_SECONDS)
-            place = self._any_place(tenant, asked.model)
-        target, preferred = place.choice.target, place.choice.endpoint
-        alike = route.available(target, failed, self._health.ejected(place.route.triton_model))
-        endpoint = await self._entrance.enter(
-            preferred, alike or [preferred], asked.principal.limits.priority, key
-        )
-        return Place(place.route, Choice(target, endpoint))
-
-    def _any_place(self, tenant: str, model: str) -> Place:
-        place = self._place(tenant, model)
-        assert place is not None, "there are candidates, and nothing is excluded"
-        return place
-
     async def _ask(self, place: Place, progress: _Progress) -> AsyncGenerator[Any, None]:
         asked = progress.asked
         spans.describe_choice(progress.span, place.route, place.choice)
         with trace.use_span(progress.span):
             traceparent = telemetry.current_traceparent()
-        self._health.asked(*place.identity)
+        self._placement.asked(place)
         request = await asked.question(place)
         terms = Terms(asked.is_stream, asked.timeout_seconds, traceparent)
         progress.asked_seconds = time.perf_counter()
         async with aclosing(self.engine.answer(place, request, terms)) as responses:
             async for response in responses:
                 if progress.first_seconds is None:
-                    self._health.answered(*place.identity)
+                    self._placement.answered(place)
                 progress.heard(response)
                 yield response
 
     @contextmanager
-    def _in_progress(self, asked: Asked) -> Iterator[_Progress]:
-        found, _ = self._routes.find(asked.principal.tenant, asked.model)
-        reservation = self._admit(asked)
+    def _in_progress(self, asked: Asked, guest: Guest) -> Iterator[_Progress]:
+        found, _ = self._routes.find(guest.tenant, guest.model)
+        self._placement.check_in(guest.priority)
+        try:
+            reservation = self._reserve(asked)
+        except MillraceError:
+            self._placement.check_out()
+            raise
         progress = _Progress(asked, _start_span(asked, found), reservation)
         outcome = "cancelled"
-        self._active += 1
-        _ACTIVE.set(self._active)
+        _ACTIVE.inc()
         try:
             yield progress
             outcome = "ok"
@@ -292,15 +259,15 @@ class Inference:
             progress.span.set_status(StatusCode.ERROR, str(error))
             raise
         finally:
-            self._active -= 1
-            _ACTIVE.set(self._active)
+            self._placement.check_out()
+            _ACTIVE.dec()
             _ENDED.labels(found.model, outcome).inc()
             _SECONDS.labels(found.model).observe(time.perf_counter() - progress.started_seconds)
             progress.settle()
             progress.span.end()
 
-    def _admit(self, asked: Asked) -> Reservation | None:
-        """Hold the gateway and the key to their limits.
+    def _reserve(self, asked: Asked) -> Reservation | None:
+        """Hold the key to its limits.
 
         How many tokens a request takes shows in the answer; what it took beyond the one that is
         reserved is missing from what the key may take next.
@@ -308,7 +275,6 @@ class Inference:
         Raises:
             ResourceExhausted: one is reached.
         """
-        self._entrance.check(self._active, asked.principal.limits.priority)
         allowance = self._limiter.of(asked.principal)
         if allowance is None:
             return None
@@ -316,7 +282,7 @@ class Inference:
 
     def _note_success(self, place: Place, progress: _Progress) -> None:
         if progress.first_seconds is None:  # a decoupled model may answer with nothing
-            self._health.answered(*place.identity)
+            self._placement.answered(place)
         self._counts.answered(
             place.route.tenant,
             place.route.model,
@@ -331,7 +297,12 @@ class Inference:
         )
         self._counts.failed(place.route.tenant, place.route.model, place.version)
         if progress.first_seconds is None:
-            self._health.failed(*place.identity)
+            self._placement.failed(place)
+
+
+def _guest(asked: Asked) -> Guest:
+    principal = asked.principal
+    return Guest(principal.tenant, asked.model, principal.limits.priority, principal.key_id)
 
 
 def reference(model: str, version: str) -> str:
@@ -363,6 +334,8 @@ def check_parameters(parameters: Collection[str], where: str) -> None:
             message = "shared memory is not offered; send the tensor's data"
         elif name.startswith("sequence_"):
             message = "models keep no state between requests; leave sequences out"
+        elif name in _GROUPING:
+            message = "answers leave alone here; it is for the gateway's own use"
         else:
             continue
         raise InvalidArgument(f"{where}.{name}: {message}", field=f"{where}.{name}")

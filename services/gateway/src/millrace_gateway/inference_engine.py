@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from millrace_gateway.route import Choice, Route
+from millrace_gateway.placement import Place
 from millrace_gateway.triton import EngineFailed
 from millrace_runtime.errors import FailedPrecondition, InvalidArgument, Unavailable
 
@@ -31,23 +31,6 @@ _MISTAKES = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE)
 _DESCRIPTION_SECONDS = 10.0
 _RESTRICTED = "This protocol is restricted"  # Triton's words where it asks for the registry's key
 _END: object = grpc.aio.EOF  # type: ignore[attr-defined]  # which the stubs lack
-
-
-@dataclass(frozen=True)
-class Place:
-    """One version of a model at one endpoint."""
-
-    route: Route
-    choice: Choice
-
-    @property
-    def version(self) -> int:
-        return self.choice.target.version
-
-    @property
-    def identity(self) -> tuple[str, int, str]:
-        """Triton's model name, version and endpoint."""
-        return self.route.triton_model, self.version, self.choice.endpoint
 
 
 @dataclass(frozen=True)

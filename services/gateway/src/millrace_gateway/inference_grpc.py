@@ -21,7 +21,7 @@ from millrace_gateway.app import KeyRing, bearer
 from millrace_gateway.domain import Principal
 from millrace_gateway.edge import restarting
 from millrace_gateway.inference import EXTENSIONS, Asked, Inference, check_request, reference
-from millrace_gateway.inference_engine import Place
+from millrace_gateway.placement import Place
 from millrace_runtime.errors import MillraceError, NotFound, Unavailable
 from millrace_runtime.rich_status import to_status
 

@@ -1,17 +1,34 @@
 """Which version answers a request, and where: the route table, and a pure choice from it."""
 
 import asyncio
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypeAlias
 
-from millrace_runtime.errors import NotFound, Unavailable
+from millrace_gateway.wishes import Wish, Wishes
+from millrace_runtime.errors import InvalidArgument, NotFound, Unavailable
 
 # By (version, endpoint): until when it is not to be asked, on a monotonic clock.
 Ejected: TypeAlias = Mapping[tuple[int, str], float]
 _NO_LOADS: Mapping[str, int] = MappingProxyType({})
 _NONE_EJECTED: Ejected = MappingProxyType({})
+_OF_STEP = re.compile(r"(?P<model>.+):ckpt-step-(?P<step>[0-9]{1,18})")
+_MOST_STEPS_TOLD = 20
+
+
+@dataclass(frozen=True)
+class QueuePolicy:
+    """How requests to a model wait for a place; None: as the gateway's settings say.
+
+    Attributes:
+        max_queue_size: how many of them may wait at this gateway.
+        default_timeout_seconds: how long each may.
+    """
+
+    max_queue_size: int | None = None
+    default_timeout_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -20,10 +37,11 @@ class Target:
 
     Attributes:
         share: of the requests to the model, in [0, 1]; at 0 the version is loaded, and reached
-            by ``model@version`` alone.
+            by ``model@version`` or its checkpoint's step alone.
         endpoints: host:port of Triton gRPC endpoints, all alike.
         context_length: longest sequence, prompt and answer together, in tokens.
         chat_template: Jinja source; empty when the model has none.
+        other_tokens: special tokens that the template may use, with their names.
         traceparent: of the rollout that brought the version; may be empty.
     """
 
@@ -35,12 +53,16 @@ class Target:
     chat_template: str = ""
     bos_token: str = ""
     eos_token: str = ""
+    other_tokens: tuple[tuple[str, str], ...] = ()
     traceparent: str = ""
 
 
 @dataclass(frozen=True)
 class Route:
-    """How one model is reached. The shares of its targets add up to 1 while it is served."""
+    """How one model is reached. The shares of its targets add up to 1 while it is served.
+
+    ``steps``: of its checkpoints, each with the newest version made of it, loaded or not.
+    """
 
     tenant: str
     model: str
@@ -48,6 +70,25 @@ class Route:
     targets: tuple[Target, ...]
     created_seconds: int = 0
     aliases: Mapping[str, int] = field(default_factory=dict)
+    steps: Mapping[int, int] = field(default_factory=dict)
+    queue_policy: QueuePolicy = QueuePolicy()
+
+    def has_loaded(self, version: int) -> bool:
+        return any(target.version == version and target.endpoints for target in self.targets)
+
+
+@dataclass(frozen=True)
+class Named:
+    """What a model's name means.
+
+    Attributes:
+        pinned: a version's number or an alias; empty when the name leaves that open.
+        is_step: the version was named by its checkpoint's step.
+    """
+
+    route: Route
+    pinned: str
+    is_step: bool = False
 
 
 @dataclass(frozen=True)
@@ -151,6 +192,7 @@ class RouteTable:
 
     def __init__(self) -> None:
         self.revision = -1
+        self.wishes = Wishes()
         self._routes: dict[tuple[str, str], Route] = {}
         self._changed = asyncio.Event()
         self.known = asyncio.Event()
@@ -175,11 +217,33 @@ class RouteTable:
         return sorted(ours, key=lambda route: route.model)
 
     def find(self, tenant: str, reference: str) -> tuple[Route, str]:
-        """The route that ``model`` or ``model@version-or-alias`` means, and what follows ``@``.
+        """The route that a model's name means, and which version of it: ``Named.pinned``.
+
+        A version that is named by its checkpoint's step is kept loaded from now on.
 
         Raises:
-            NotFound: the tenant has no such model in service.
-            Unavailable: the registry has not said yet what there is.
+            NotFound: the tenant has no such model in service, or it has no such checkpoint.
+            InvalidArgument: a step and a version are named.
+            Unavailable: the registry has not said yet what there is, or the version is not loaded.
+        """
+        found = self.named(tenant, reference)
+        if found.is_step:
+            wish = Wish(tenant, found.route.model, int(found.pinned))
+            self.wishes.add(wish)
+            if not found.route.has_loaded(wish.version):
+                raise Unavailable(
+                    self.wishes.refusal(wish)
+                    or f"{reference} is being loaded; try again in a moment",
+                    reason="MODEL_LOADING",
+                    field="model",
+                )
+        return found.route, found.pinned
+
+    def named(self, tenant: str, reference: str) -> Named:
+        """What ``model``, ``model@version-or-alias`` or ``model:ckpt-step-N`` means.
+
+        Raises:
+            MillraceError: as ``find``, but for a version that is not loaded.
         """
         if self.revision < 0:
             raise Unavailable(
@@ -188,6 +252,10 @@ class RouteTable:
             )
         model, _, pinned = reference.partition("@")
         route = self._routes.get((tenant, model))
+        if route is None and (parts := _OF_STEP.fullmatch(model)):
+            route = self._routes.get((tenant, parts["model"]))
+            if route is not None:
+                return Named(route, _version_of_step(route, int(parts["step"]), pinned), True)
         if route is None:
             served = ", ".join(known.model for known in self.of_tenant(tenant)) or "none yet"
             raise NotFound(
@@ -195,4 +263,20 @@ class RouteTable:
                 reason="MODEL_NOT_FOUND",
                 field="model",
             )
-        return route, pinned
+        return Named(route, pinned)
+
+
+def _version_of_step(route: Route, step: int, pinned: str) -> str:
+    if pinned:
+        raise InvalidArgument("name a checkpoint's step or a version, and not both", field="model")
+    version = route.steps.get(step)
+    if version is None:
+        newest = sorted(route.steps, reverse=True)[:_MOST_STEPS_TOLD]
+        known = ", ".join(str(known) for known in newest) or "none yet"
+        raise NotFound(
+            f"model {route.model!r} has no checkpoint of step {step} that can be asked; newest "
+            f"steps: {known}",
+            reason="MODEL_NOT_FOUND",
+            field="model",
+        )
+    return str(version)

@@ -25,25 +25,29 @@ from millrace.registry.v1 import service_pb2 as registry_pb2
 from millrace_gateway import convert, edge, grpc_proxy, upstream
 from millrace_gateway.answers import AnswerCounts
 from millrace_gateway.app import KeyRing, Keys
+from millrace_gateway.batches.service import BatchService
+from millrace_gateway.batches.store import BatchStore
 from millrace_gateway.entrance import Entrance
 from millrace_gateway.generation import Generator
 from millrace_gateway.health import Health
 from millrace_gateway.history import History
-from millrace_gateway.http import create_app, own_version
+from millrace_gateway.http import create_app, create_handlers, own_version
 from millrace_gateway.inference import SERVICE, Inference
 from millrace_gateway.inference_engine import TritonInference
 from millrace_gateway.inference_grpc import InferenceServicer
 from millrace_gateway.letters import Letters
 from millrace_gateway.limits import Limiter
+from millrace_gateway.placement import Placement
 from millrace_gateway.rest.caller import Gateway
 from millrace_gateway.rest_server import RestServer
 from millrace_gateway.route import RouteTable
 from millrace_gateway.settings import GatewaySettings
 from millrace_gateway.tokenizer import Tokenizers
-from millrace_gateway.triton import TritonEngine
+from millrace_gateway.triton_engine import TritonEngine
+from millrace_gateway.wishes import Wishes
 from millrace_runtime import bus
 from millrace_runtime.content import ContentStore
-from millrace_runtime.errors import MillraceError
+from millrace_runtime.errors import MillraceError, Unavailable
 from millrace_runtime.hosting import NATS_CONNECTED, inherited
 from millrace_runtime.relay import Relay
 
@@ -54,6 +58,7 @@ _INFORMED_SECONDS = 3.0
 _RECONNECT_SECONDS = 0.5
 _REPORT_SECONDS = 0.5
 _REPORT_RETRY_SECONDS = 2.0
+_WISHES_SECONDS = 0.2
 _USUAL_MESSAGE_BYTES = 4 * 2**20  # gRPC's own limit
 
 _ROUTES_REVISION = Gauge("millrace_routes_revision", "Revision of the route table in use.")
@@ -64,6 +69,7 @@ async def serve(
     keys: Keys,
     key_ring: KeyRing,
     relay: Relay,
+    batch_store: BatchStore,
     is_ready: Callable[[], bool],
     stop: asyncio.Event,
 ) -> None:
@@ -79,12 +85,19 @@ async def serve(
     engine = TritonEngine(settings.generation_seconds, settings.engine_silence_seconds)
     history = History(settings.event_heartbeat_seconds)
     letters = Letters()
-    entrance = Entrance(settings.maximum_generations, settings.capacity(), settings.queue_seconds)
-    limiter, health = Limiter(settings.key_limits()), Health()
-    generator = Generator(routes, engine, entrance, limiter, health)
+    entrance = Entrance(
+        settings.maximum_generations,
+        settings.capacity(),
+        settings.queue_seconds,
+        settings.patience_seconds(),
+    )
+    placement = Placement(routes, entrance, Health())
+    limiter = Limiter(settings.key_limits())
+    generator = Generator(placement, engine, limiter)
     tensors = TritonInference(settings.generation_seconds, settings.engine_silence_seconds)
     content = ContentStore(settings.data_root, settings.scratch_directory / "cache")
-    inference = Inference(routes, tensors, generator.answers, entrance, limiter, health)
+    inference = Inference(placement, tensors, generator.answers, limiter)
+    batches = BatchService(settings, batch_store, relay.ring)
     gateway = Gateway(
         upstream=services,
         keys=keys,
@@ -94,8 +107,9 @@ async def serve(
         tokenizers=Tokenizers(content, services.registry.ResolveVersion),
         history=history,
         letters=letters,
+        batches=batches.app,
         is_ready=is_ready,
-        measure=relay.measure,
+        measure=batches.measured(relay.measure),
         maximum_body_bytes=settings.maximum_body_bytes,
         maximum_file_bytes=settings.maximum_file_bytes,
     )
@@ -103,9 +117,13 @@ async def serve(
         asyncio.create_task(_run_bus(settings, relay, history, letters)),
         asyncio.create_task(watch_routes(services, routes)),
         asyncio.create_task(report_answers(services, generator.answers)),
+        asyncio.create_task(tell_wishes(services, routes.wishes)),
     ]
     await _until_informed(routes, history)
-    rest = RestServer(create_app(gateway), settings.http_address, settings.drain_seconds)
+    handlers = create_handlers(gateway)
+    background.append(asyncio.create_task(batches.run(gateway, handlers)))
+    rest_app = create_app(gateway, handlers)
+    rest = RestServer(rest_app, settings.http_address, settings.drain_seconds)
     rpc, state = await _start_rpc(settings, channels, gateway)
     serving = asyncio.create_task(rest.serve(inherited(settings)))
     LOG.info("gateway answers REST at %s", settings.http_address)
@@ -124,6 +142,12 @@ async def serve(
     for task in (stopping, *background):
         task.cancel()
     await asyncio.gather(*background, return_exceptions=True)
+    await _close(engine, tensors, channels)
+
+
+async def _close(
+    engine: TritonEngine, tensors: TritonInference, channels: Mapping[str, grpc.aio.Channel]
+) -> None:
     await engine.close()
     await tensors.close()
     for channel in channels.values():
@@ -175,6 +199,22 @@ async def report_answers(services: upstream.Upstream, counts: AnswerCounts) -> N
             heard = False
             counts.changed.set()
         await asyncio.sleep(_REPORT_SECONDS if heard else _REPORT_RETRY_SECONDS)
+
+
+async def tell_wishes(services: upstream.Upstream, wishes: Wishes) -> None:
+    """Have the registry keep loaded what clients ask for by a checkpoint's step."""
+    while True:
+        await wishes.changed.wait()
+        for wish in wishes.take():
+            request = registry_pb2.HoldVersionRequest(name=wish.name)
+            try:
+                await upstream.call(services.registry.HoldVersion, request)
+                wishes.granted(wish)
+            except Unavailable:
+                wishes.unheard(wish)
+            except MillraceError as error:
+                wishes.refused(wish, str(error))
+        await asyncio.sleep(_WISHES_SECONDS)
 
 
 async def _run_bus(

@@ -47,13 +47,22 @@ class GatewaySettings(ServiceSettings):
         "(429), unless they are of high priority",
     )
     endpoint_generations: int = Field(
-        256, gt=0, description="completions in progress at one Triton endpoint; more must wait"
+        64,
+        gt=0,
+        description="completions in progress at one Triton endpoint; more must wait. Not above "
+        "what its engine takes at once: there is no priority within the engine",
     )
     default_priority_share: float = Field(
         0.9, gt=0, le=1, description="of an endpoint, up to which default priority may fill it"
     )
     low_priority_share: float = Field(
         0.5, gt=0, le=1, description="of an endpoint, up to which low priority may fill it"
+    )
+    key_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="of an endpoint, up to which one key may fill it; more of its requests wait",
     )
     high_priority_queue: int = Field(
         64, ge=0, description="completions of high priority that may wait for a place"
@@ -62,7 +71,12 @@ class GatewaySettings(ServiceSettings):
         64, ge=0, description="completions of default priority that may wait for a place"
     )
     low_priority_queue: int = Field(
-        0, ge=0, description="completions of low priority that may wait for a place"
+        4, ge=0, description="completions of low priority that may wait for a place"
+    )
+    low_priority_queue_seconds: float = Field(
+        0.03,
+        gt=0,
+        description="longest that one of low priority waits: until a place is free, if many are",
     )
     queue_seconds: float = Field(
         5.0, gt=0, description="longest that a completion waits for a place (429)"
@@ -82,6 +96,17 @@ class GatewaySettings(ServiceSettings):
     engine_silence_seconds: float = Field(
         30.0, gt=0, description="silence of an engine after which it is given up for dead"
     )
+    batches: int = Field(2, ge=1, description="batches that one gateway runs at the same time")
+    batch_concurrency: int = Field(
+        8, ge=1, description="requests of one batch in progress at the same time"
+    )
+    batch_requests: int = Field(50_000, ge=1, description="most requests in one batch")
+    batch_patience_seconds: float = Field(
+        600.0,
+        ge=0,
+        description="how long a batch's request is tried again while the model does not answer "
+        "(503), before that is its answer",
+    )
     event_heartbeat_seconds: float = Field(
         15.0, gt=0, description="silence on an event stream after which a comment is sent"
     )
@@ -91,6 +116,10 @@ class GatewaySettings(ServiceSettings):
         return KeyLimits(
             self.requests_per_minute, self.tokens_per_minute, self.concurrent_generations
         )
+
+    def patience_seconds(self) -> dict[Priority, float]:
+        """How long those wait who do not wait for ``queue_seconds``."""
+        return {Priority.LOW: min(self.low_priority_queue_seconds, self.queue_seconds)}
 
     def capacity(self) -> Capacity:
         """How much of an engine there is for whom."""
@@ -106,4 +135,5 @@ class GatewaySettings(ServiceSettings):
                 Priority.DEFAULT: self.default_priority_queue,
                 Priority.LOW: self.low_priority_queue,
             },
+            key_share=self.key_share,
         )

@@ -1,4 +1,4 @@
-"""The gateway's tables: keys, and the outbox."""
+"""The gateway's tables: keys, batches with their lines, and the outbox."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -19,6 +19,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import OperationalError
 
 from millrace_gateway import convert
+from millrace_gateway.batches.schema import batches_table, lines_table
 from millrace_gateway.domain import Key, KeyLimits, Priority, Role
 from millrace_runtime.database import Database, UtcDateTime
 from millrace_runtime.errors import Unavailable
@@ -42,6 +43,8 @@ KEYS = Table(
     Index("keys_tenant", "tenant", "id"),
 )
 OUTBOX = outbox_table(METADATA)
+BATCHES = batches_table(METADATA)
+BATCH_LINES = lines_table(METADATA)
 
 
 class KeyTable:
@@ -108,6 +111,13 @@ class KeyTable:
             query = query.where(KEYS.c.id < before_id)
         with self._database.transaction() as connection:
             return [_key(row) for row in connection.execute(query)]
+
+    def get(self, tenant: str, key_id: str) -> Key | None:
+        """A tenant's key, revoked or not; None when there is no such key."""
+        query = select(KEYS).where(KEYS.c.tenant == tenant, KEYS.c.id == key_id)
+        with self._database.transaction() as connection:
+            row = connection.execute(query).first()
+        return None if row is None else _key(row)
 
     def find_live(self, secret_digest: str) -> Key | None:
         """The key with this secret, unless it is revoked.

@@ -1,13 +1,12 @@
-"""Generation on Triton: one decoupled request over one KServe ``ModelStreamInfer`` stream.
+"""What is said to Triton's text engines, and what they answer.
 
-The tensors are those of the engine (``millrace_registry/engines/openvino_genai.py``); the
-protocol is KServe's with Triton's extensions:
+``triton_engine.py`` asks them. The tensors are those of
+``millrace_registry/engines/openvino_genai.py``, the protocol is KServe's with Triton's extensions:
 https://github.com/triton-inference-server/common/blob/r24.10/protobuf/grpc_service.proto
 
     EngineFailed   the engine could not answer; another endpoint, or a later try, may
 """
 
-import asyncio
 import re
 import struct
 from collections.abc import AsyncIterator, Sequence
@@ -16,26 +15,19 @@ from itertools import chain
 from typing import Any, Protocol, TypedDict
 
 import grpc
-import grpc.aio
 import orjson
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2
 
-from millrace_runtime.errors import InvalidArgument, Unavailable
+from millrace_runtime.errors import InvalidArgument
 
 _LENGTH = struct.Struct("<I")  # what stands before each element of a BYTES tensor
 _COUNT = struct.Struct("<i")
-_OPTIONS: Sequence[tuple[str, Any]] = (
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_receive_message_length", 16 * 2**20),
-)
-# Makes Triton end a stream with the engine's own status code, not with text alone.
-_STATUS_CODES = ("triton_grpc_error", "true")
 _MISTAKES = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE)
+_MISTAKE = "INVALID_ARG: "
 # Sampling parameters by the names that clients know, for messages of the engine about them.
 _PARAMETER = re.compile(
     r"\b(max_tokens|temperature|top_p|seed|stop|presence_penalty|frequency_penalty|logit_bias"
-    r"|response_format|logprobs|prompt_logprobs)\b"
+    r"|response_format|logprobs|prompt_logprobs|dimensions)\b"
 )
 _CLIENTS_NAME = {"prompt_logprobs": "echo"}
 
@@ -71,16 +63,21 @@ class Delta:
         token_count: tokens that it took, an end-of-text token included.
         finish_reason: "stop" or "length" in the last one, empty before.
         prompt_token_count: in the last one, 0 before.
+        first_token_seconds: in the last one: when the first token was there, from the request's
+            arrival at the engine.
         logprobs: one entry a token, when asked for.
         prompt_logprobs: one entry a token of the prompt, in the last one, when asked for.
+        embeddings: vectors by the index of their input, float32 as bytes, when asked for.
     """
 
     text: str = ""
     token_count: int = 0
     finish_reason: str = ""
     prompt_token_count: int = 0
+    first_token_seconds: float = 0.0
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    embeddings: dict[int, bytes] = field(default_factory=dict)
 
 
 def joined(deltas: Sequence[Delta]) -> Delta:
@@ -90,8 +87,10 @@ def joined(deltas: Sequence[Delta]) -> Delta:
         token_count=sum(delta.token_count for delta in deltas),
         finish_reason="".join(delta.finish_reason for delta in deltas),
         prompt_token_count=sum(delta.prompt_token_count for delta in deltas),
+        first_token_seconds=sum(delta.first_token_seconds for delta in deltas),
         logprobs=list(chain.from_iterable(delta.logprobs for delta in deltas)),
         prompt_logprobs=list(chain.from_iterable(delta.prompt_logprobs for delta in deltas)),
+        embeddings=dict(chain.from_iterable(delta.embeddings.items() for delta in deltas)),
     )
 
 
@@ -103,6 +102,7 @@ class EngineRequest:
         prompt: rendered text, or token ids.
         sampling: the engine's JSON object, encoded.
         traceparent: goes along as metadata.
+        is_plain: it asks for text alone, so that its answer may leave the engine with others.
     """
 
     id: str
@@ -111,10 +111,11 @@ class EngineRequest:
     prompt: str | Sequence[int]
     sampling: bytes
     traceparent: str = ""
+    is_plain: bool = False
 
 
 class Engine(Protocol):
-    """What generates; ``TritonEngine`` is one."""
+    """What generates; ``triton_engine.TritonEngine`` is one."""
 
     def generate(self, endpoint: str, request: EngineRequest) -> AsyncIterator[Delta]:
         """The answer as it comes. Closing the iterator stops the engine.
@@ -127,101 +128,8 @@ class Engine(Protocol):
         ...
 
 
-class TritonEngine:
-    """Triton's gRPC endpoints, a channel each, opened when first used."""
-
-    def __init__(self, deadline_seconds: float, silence_seconds: float) -> None:
-        self._deadline_seconds = deadline_seconds
-        self._silence_seconds = silence_seconds
-        self._stubs: dict[str, Any] = {}
-        self._channels: list[grpc.aio.Channel] = []
-        self._watches: set[_Watch] = set()
-
-    async def generate(self, endpoint: str, request: EngineRequest) -> AsyncIterator[Delta]:
-        metadata = [_STATUS_CODES]
-        if request.traceparent:
-            metadata.append(("traceparent", request.traceparent))
-        call = self._stub(endpoint).ModelStreamInfer(
-            metadata=metadata, timeout=self._deadline_seconds
-        )
-        watch = _Watch(call, self._silence_seconds)
-        self._watches.add(watch)
-        try:
-            await call.write(_message(request))
-            await call.done_writing()
-            async for response in call:
-                watch.heard()
-                if response.error_message:
-                    raise EngineFailed(response.error_message)
-                yield _delta(response.infer_response)
-            watch.check()
-        except grpc.RpcError as error:
-            raise _meaning(error) from error
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or not task.cancelling():  # else it is we who are cancelled
-                watch.check()
-            raise
-        finally:
-            self._watches.discard(watch)
-            watch.stop()
-            call.cancel()  # does nothing to a call that has ended
-
-    def break_off(self, reason: Unavailable) -> None:
-        """End every generation in progress with ``reason``; the engine is not to blame."""
-        for watch in self._watches:
-            watch.give_up(reason)
-
-    async def close(self) -> None:
-        for channel in self._channels:
-            await channel.close(None)
-
-    def _stub(self, endpoint: str) -> Any:
-        if endpoint not in self._stubs:
-            channel = grpc.aio.insecure_channel(endpoint, options=_OPTIONS)
-            self._channels.append(channel)
-            self._stubs[endpoint] = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        return self._stubs[endpoint]
-
-
-class _Watch:
-    """Cancels a call that falls silent: a killed engine process leaves its streams hanging.
-
-    One timer a stream; a message only notes its time.
-    """
-
-    def __init__(self, call: Any, silence_seconds: float) -> None:
-        self._call = call
-        self._silence_seconds = silence_seconds
-        self._loop = asyncio.get_running_loop()
-        self._last_seconds = self._loop.time()
-        self._reason: Exception | None = None
-        self._timer = self._loop.call_later(silence_seconds, self._look)
-
-    def heard(self) -> None:
-        self._last_seconds = self._loop.time()
-
-    def check(self) -> None:
-        """Raise the reason for which the call was given up, if it was."""
-        if self._reason is not None:
-            raise self._reason
-
-    def give_up(self, reason: Exception) -> None:
-        self._reason = reason
-        self._call.cancel()
-
-    def stop(self) -> None:
-        self._timer.cancel()
-
-    def _look(self) -> None:
-        due_seconds = self._last_seconds + self._silence_seconds
-        if self._loop.time() < due_seconds:
-            self._timer = self._loop.call_at(due_seconds, self._look)
-        else:
-            self.give_up(EngineFailed(f"the engine was silent for {self._silence_seconds:g} s"))
-
-
-def _message(request: EngineRequest) -> Any:
+def message_of(request: EngineRequest) -> Any:
+    """Its ModelInferRequest."""
     message = service_pb2.ModelInferRequest(
         model_name=request.triton_model, model_version=str(request.version), id=request.id
     )
@@ -241,8 +149,11 @@ def _element(content: bytes) -> bytes:
     return _LENGTH.pack(len(content)) + content
 
 
-def _delta(response: Any) -> Delta:
+def delta_of(response: Any) -> Delta:
+    """What a ModelInferResponse adds."""
     delta = Delta()
+    inputs: Sequence[int] = ()
+    vectors = b""
     for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
         name = output.name
         if name == "text":
@@ -253,17 +164,61 @@ def _delta(response: Any) -> Delta:
             delta.finish_reason = raw[4:].decode()
         elif name == "prompt_token_count":
             delta.prompt_token_count = _COUNT.unpack(raw)[0]
+        elif name == "timing":
+            delta.first_token_seconds = _first_token_seconds(raw[4:])
         elif name == "logprobs":
             delta.logprobs = orjson.loads(raw[4:])
         elif name == "prompt_logprobs":
             delta.prompt_logprobs = orjson.loads(raw[4:])
+        elif name == "embedding":
+            vectors = raw
+        elif name == "embedding_index":
+            inputs = struct.unpack(f"<{len(raw) // 4}i", raw)
+    if inputs:
+        delta.embeddings = dict(zip(inputs, _rows(vectors, len(inputs)), strict=True))
     return delta
 
 
-def _meaning(error: grpc.RpcError) -> Exception:
+def _rows(raw: bytes, count: int) -> list[bytes]:
+    """The ``count`` rows of a tensor."""
+    size = len(raw) // count
+    return [raw[begin : begin + size] for begin in range(0, len(raw), size)]
+
+
+def parcels_of(response: Any) -> list[dict[str, Any]] | None:
+    """The answers to several requests that came as one; None when it is an answer to one."""
+    if len(response.outputs) == 1 and response.outputs[0].name == "batch":
+        parcels: list[dict[str, Any]] = orjson.loads(response.raw_output_contents[0][4:])
+        return parcels
+    return None
+
+
+def delta_of_parcel(parcel: dict[str, Any]) -> Delta:
+    """What one of ``parcels_of`` adds."""
+    delta = Delta(parcel["text"], parcel["token_count"], parcel["finish_reason"])
+    if delta.finish_reason:
+        delta.prompt_token_count = parcel["prompt_token_count"]
+        delta.first_token_seconds = _first_token_seconds(parcel["timing"])
+    return delta
+
+
+def _first_token_seconds(timing: bytes | str) -> float:
+    return float(orjson.loads(timing).get("first_token_seconds", 0.0))
+
+
+def meaning(error: grpc.RpcError) -> Exception:
+    """What the end of a call says: that the request was wrong, or that the engine failed."""
     code, details = error.code(), error.details() or ""
-    if code not in _MISTAKES:
-        return EngineFailed(f"{code.name}: {details}")
+    return mistake(details) if code in _MISTAKES else EngineFailed(f"{code.name}: {details}")
+
+
+def meaning_of_text(text: str) -> Exception:
+    """As ``meaning``, for the error of one of several requests, which begins with its code."""
+    return mistake(text.removeprefix(_MISTAKE)) if text.startswith(_MISTAKE) else EngineFailed(text)
+
+
+def mistake(details: str) -> InvalidArgument:
+    """The engine refuses a request: in the names that clients know."""
     if "context" in details:
         return InvalidArgument(details, reason="CONTEXT_LENGTH_EXCEEDED", field="messages")
     found = _PARAMETER.search(details)

@@ -5,19 +5,16 @@ from pathlib import Path
 
 from millrace_registry.api import SERVICE_NAME, RegistryServicer
 from millrace_registry.app import RegistryApp
-from millrace_registry.control import Controller
 from millrace_registry.control_loop import ControlLoop
-from millrace_registry.control_store import ControlStore
+from millrace_registry.control_parts import control_of
+from millrace_registry.domain import HoldRule
 from millrace_registry.events import FactRecorder, subscriptions
 from millrace_registry.lineage_store import Lineage
-from millrace_registry.repository import ModelRepository
 from millrace_registry.schema import OUTBOX
 from millrace_registry.settings import RegistrySettings
 from millrace_registry.store import Catalogue
-from millrace_registry.triton import Triton
-from millrace_registry.triton_config import EngineSettings
 from millrace_registry.upstream import ArtifactReconciler
-from millrace_runtime import hosting, names, owner
+from millrace_runtime import hosting
 from millrace_runtime.bus import Consumer
 from millrace_runtime.content import ContentStore
 from millrace_runtime.database import migrate, open_database
@@ -33,33 +30,20 @@ def build(settings: RegistrySettings) -> Service:
     """The service, made of its parts; nothing runs yet."""
     database = open_database(settings.database_url)
     migrate(database, MIGRATIONS)
-    outbox, endpoint = Outbox(OUTBOX), settings.triton_grpc_address
+    outbox = Outbox(OUTBOX)
     relay, record = Relay(database, outbox), FactRecorder(outbox)
-    token, key = secret(settings.internal_token), secret(settings.triton_control_key)
+    token = secret(settings.internal_token)
     content = ContentStore(settings.data_root, settings.scratch_directory / "cache")
-    control = ControlStore(
-        database,
-        record,
-        endpoint=endpoint,
-        owner=owner.this_process(),
-        lease_seconds=settings.lease_seconds,
-    )
-    controller = Controller(
-        control,
-        Triton(endpoint, key),
-        ModelRepository(
-            settings.triton_model_repository, EngineSettings(threads=settings.engine_threads)
-        ),
-        content,
-        endpoint=endpoint,
-        life=names.new_id("controller"),
-        drain=timedelta(seconds=settings.drain_seconds_of_versions),
-        ring=relay.ring,
-    )
+    control, controller = control_of(settings, database, record, content, relay.ring)
     loop = ControlLoop(controller, control, settings.control_seconds)
     catalogue = Catalogue(database, record)
     app = RegistryApp(
-        catalogue, Lineage(database), content, ring=relay.ring, ring_controller=loop.ring
+        catalogue,
+        Lineage(database),
+        content,
+        ring=relay.ring,
+        ring_controller=loop.ring,
+        hold_rule=HoldRule(settings.held_versions, timedelta(seconds=settings.hold_seconds)),
     )
     return Service(
         name="registry",

@@ -79,6 +79,12 @@ class RegistryServicer(service_pb2_grpc.RegistryServiceServicer):
         version = self._app.resolve(names.tenant_of(request.parent), request.reference)
         return pb.ResolveVersionResponse(version=convert.version_to_proto(version))
 
+    def HoldVersion(
+        self, request: pb.HoldVersionRequest, context: grpc.ServicerContext
+    ) -> pb.HoldVersionResponse:
+        expire_time = self._app.hold(*convert.version_key(request.name))
+        return pb.HoldVersionResponse(expire_time=convert.timestamp(expire_time))
+
     def QuarantineVersion(
         self, request: pb.QuarantineVersionRequest, context: grpc.ServicerContext
     ) -> pb.QuarantineVersionResponse:

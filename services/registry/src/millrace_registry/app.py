@@ -1,16 +1,19 @@
 """Use cases: what follows from a finished artifact, and what users ask for and about."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 
+from millrace_registry.catalogue import Catalogue, Lineage
 from millrace_registry.domain import (
     CHAMPION,
     EVERY,
     Canary,
     Content,
     Deployment,
+    HoldRule,
     LineageEdge,
     LineageNode,
     Model,
@@ -23,50 +26,15 @@ from millrace_registry.domain import (
 )
 from millrace_runtime import names, paging
 from millrace_runtime.content import ContentOutsideRoot, ContentStore
-from millrace_runtime.errors import FailedPrecondition, InvalidArgument, NotFound
+from millrace_runtime.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+)
 from millrace_runtime.manifest import ManifestError
 
-
-class Catalogue(Protocol):
-    """Rows of models, versions, deployments and rollouts (``store.Catalogue``)."""
-
-    def model(self, tenant: str, id: str) -> Model | None: ...
-    def models(self, tenant: str, after_id: str, count: int) -> list[Model]: ...
-    def delete_model(self, tenant: str, id: str) -> bool: ...
-    def set_alias(self, tenant: str, model: str, alias: str, version: int) -> None: ...
-    def version(self, tenant: str, model: str, number: int) -> Version | None: ...
-    def version_of_compression(self, tenant: str, compression: str) -> Version | None: ...
-    def versions(
-        self, tenant: str, model: str, before: Version | None, count: int
-    ) -> list[Version]: ...
-    def register(
-        self, version: Version, base_model: str, damage: str, is_by_hand: bool
-    ) -> Version | None: ...
-    def quarantine(self, tenant: str, model: str, number: int, reason: str) -> Version | None: ...
-    def add_deployment(self, deployment: Deployment, request: RequestKey) -> Deployment: ...
-    def deployment(self, tenant: str, id: str) -> Deployment | None: ...
-    def deployments(self, tenant: str, before_id: str, count: int) -> list[Deployment]: ...
-    def update_deployment(
-        self, deployment: Deployment, expected_revision: int | None
-    ) -> Deployment: ...
-    def ensure_deployment(self, tenant: str, model: str) -> Deployment | None: ...
-    def rollout(self, tenant: str, id: str) -> Rollout | None: ...
-    def rollouts(self, tenant: str, model: str, before_id: str, count: int) -> list[Rollout]: ...
-    def reverse_rollout(self, tenant: str, id: str, reason: str) -> Rollout | None: ...
-    def promote_rollout(self, tenant: str, id: str, reason: str) -> Rollout | None: ...
-
-
-class Lineage(Protocol):
-    """What led to what (``lineage_store.Lineage``)."""
-
-    def add(
-        self,
-        nodes: Sequence[LineageNode],
-        edges: Sequence[LineageEdge],
-        times: dict[str, datetime] | None = None,
-    ) -> None: ...
-    def find(self, tenant: str, reference: str) -> LineageNode | None: ...
-    def around(self, name: str) -> tuple[list[LineageNode], list[LineageEdge]]: ...
+_OF_STEP = re.compile(r"(?P<model>.+):ckpt-step-(?P<step>[0-9]{1,18})")
 
 
 class RegistryApp:
@@ -81,8 +49,10 @@ class RegistryApp:
         *,
         ring: Callable[[], None],
         ring_controller: Callable[[], None],
+        hold_rule: HoldRule = HoldRule(),
         now: Callable[[], datetime] = utc_now,
     ) -> None:
+        self._hold_rule = hold_rule
         self._catalogue = catalogue
         self._lineage = lineage
         self._content = content
@@ -239,13 +209,15 @@ class RegistryApp:
         raise InvalidArgument("page_token is not one of this list's", field="page_token")
 
     def resolve(self, tenant: str, reference: str) -> Version:
-        """The version that ``demo``, ``demo@7`` or ``demo@champion`` means.
+        """The version that ``demo``, ``demo@7``, ``demo@champion`` or ``demo:ckpt-step-400`` means.
 
         Raises:
             NotFound: saying what there is.
         """
         id, _, pinned = reference.partition("@")
         model = self._catalogue.model(tenant, id)
+        if model is None and (found := _OF_STEP.fullmatch(reference)):
+            return self._of_step(tenant, found["model"], int(found["step"]))
         if model is None:
             known = ", ".join(m.id for m in self._catalogue.models(tenant, "", 20)) or "none yet"
             raise NotFound(f"there is no model {id!r}; models: {known}", reason="MODEL_NOT_FOUND")
@@ -256,6 +228,38 @@ class RegistryApp:
             what = f"version or alias {pinned!r}" if pinned else "version in service"
             raise NotFound(f"model {id!r} has no {what}")
         return self.version(tenant, id, number)
+
+    def _of_step(self, tenant: str, id: str, step: int) -> Version:
+        model = self.model(tenant, id)
+        number = self._catalogue.version_of_step(tenant, model.id, step)
+        if number == 0:
+            raise NotFound(f"model {id!r} has no version of a checkpoint of step {step}")
+        return self.version(tenant, id, number)
+
+    def hold(self, tenant: str, model: str, number: int) -> datetime:
+        """Have a version loaded for a while, though it does not serve; until when.
+
+        Raises:
+            NotFound
+            FailedPrecondition: it was reversed or quarantined.
+            ResourceExhausted: as many of the model as may be are in use.
+        """
+        version = self.version(tenant, model, number)
+        if not version.may_be_held:
+            raise FailedPrecondition(
+                f"version {number} of model {model!r} is not to be used: {version.state_reason}",
+                reason="VERSION_STATE",
+            )
+        self.model(tenant, model)
+        expire_time = self._catalogue.hold(version, self._hold_rule)
+        if expire_time is None:
+            raise ResourceExhausted(
+                f"{self._hold_rule.maximum} checkpoints of model {model!r} that do not serve are "
+                "in use now, and no more may be; try again when one is not",
+                reason="TOO_MANY_HELD",
+            )
+        self._ring_controller()
+        return expire_time
 
     def quarantine(self, tenant: str, model: str, number: int, reason: str) -> Version:
         """Take a version out of service for good.

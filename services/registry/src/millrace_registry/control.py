@@ -238,9 +238,12 @@ class Controller:
     def _bring_in(self, desired: Desired, index: Mapping[Key, Loaded]) -> None:
         """Have Triton run the versions that are wanted, and let go of the others."""
         name = _name(desired)
-        kept = [v for v in desired.versions if self._is_wanted(v, index.get((name, v.number)))]
+        kept = [
+            v for v in desired.versions if self._is_wanted(desired, v, index.get((name, v.number)))
+        ]
         missing = [v for v in kept if index.get((name, v.number), Loaded("", "")).state != "READY"]
-        if missing or not self._repository.is_listed(name, [v.number for v in kept]):
+        serving = desired.deployment.serving
+        if missing or not self._repository.is_listed(name, [v.number for v in kept], serving):
             # Triton is told to load: it reads the missing, and of the others each whose files
             # are no longer those that it has read.
             kept = [v for v in kept if self._prepare(name, v)]
@@ -251,11 +254,11 @@ class Controller:
             ):
                 self._triton.unload(name)
             return
-        if self._repository.list_versions(name, [v.number for v in kept]) or missing:
+        if self._repository.list_versions(name, [v.number for v in kept], serving) or missing:
             self._load(name, missing)
 
-    def _is_wanted(self, version: Version, loaded: Loaded | None) -> bool:
-        if version.state == VersionState.RETIRED:  # drains, and is not loaded again for that
+    def _is_wanted(self, desired: Desired, version: Version, loaded: Loaded | None) -> bool:
+        if not desired.keeps(version):  # drains, and is not loaded again for that
             return loaded is not None and loaded.state == "READY"
         health = self._health.get((_name_of(version), version.number), Health())
         if health.error and loaded is not None and loaded.state == "READY":
@@ -294,6 +297,7 @@ class Controller:
         try:
             self._triton.load(name)
         except LoadFailed as error:
+            LOG.error("%s does not load as it is to be: %s", name, error)
             index = self._triton.index()
             for version in missing:
                 loaded = index.get((name, version.number))
@@ -328,7 +332,7 @@ class Controller:
             loaded = index.get((name, version.number))
             if loaded is None or loaded.state != "READY":
                 continue
-            if version.state == VersionState.RETIRED:
+            if not desired.keeps(version):
                 continue
             health = self._health.setdefault((name, version.number), Health())
             is_due = self._monotonic() - health.answered_at >= _CHECK_SECONDS
@@ -378,6 +382,9 @@ class Controller:
             desired.model,
             desired.rollouts,
             desired.versions,
+            held=desired.held,
+            steps=self._store.steps(desired.model),
+            queue_policy=desired.deployment.serving.queue_policy,
             answering=answering,
             endpoint=self._endpoint,
         )

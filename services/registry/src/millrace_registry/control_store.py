@@ -5,7 +5,7 @@ RolloutChanged   a user ended the rollout meanwhile; nothing was written
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -25,6 +25,7 @@ from millrace_registry.domain import (
     VersionState,
     utc_now,
 )
+from millrace_registry.hold_store import held_now, is_held, steps_of
 from millrace_registry.rows import (
     deployment_of,
     rollout_of,
@@ -55,6 +56,7 @@ from millrace_runtime import leases
 from millrace_runtime.database import Database
 from millrace_runtime.leases import Lease
 
+_LIVE = (VersionState.SERVING, VersionState.ROLLING_OUT)
 _ACTIVE = (RolloutState.PENDING, RolloutState.LOADING, RolloutState.CANARY)
 
 
@@ -63,13 +65,19 @@ class Desired:
     """One model, as far as serving it goes.
 
     ``rollouts`` are those that have not ended, oldest first. ``versions`` are those that may
-    have to be loaded: the serving one, those being rolled out, those retired a moment ago.
+    have to be loaded: the serving one, those being rolled out, those that are held, and those
+    that were retired, or held, until a moment ago.
     """
 
     model: Model
     deployment: Deployment
     rollouts: tuple[Rollout, ...]
     versions: tuple[Version, ...]
+    held: Collection[int] = ()
+
+    def keeps(self, version: Version) -> bool:
+        """Whether a version is to answer; the others drain."""
+        return version.state in _LIVE or version.number in self.held
 
 
 class ControlStore:
@@ -148,17 +156,21 @@ class ControlStore:
             rows = connection.execute(select(ROLLOUTS).where(active).order_by(ROLLOUTS.c.id))
             rollouts = [rollout_of(row) for row in rows]
             versions = self._loadable(connection, retired_since)
+            held = held_now(connection, self._now())
             keys = {(v.tenant, v.model) for v in versions}
             keys |= {(r.tenant, r.model) for r in rollouts}
-            found = [self._desired_of(connection, key, rollouts, versions) for key in sorted(keys)]
+            found = [
+                self._desired_of(connection, key, rollouts, versions, held) for key in sorted(keys)
+            ]
         return [desired for desired in found if desired is not None]
 
     def _loadable(self, connection: Connection, retired_since: datetime) -> list[Version]:
         retired = (VERSIONS.c.state == VersionState.RETIRED.value) & (
             VERSIONS.c.retire_time >= retired_since
         )
-        live = VERSIONS.c.state.in_([VersionState.SERVING.value, VersionState.ROLLING_OUT.value])
-        rows = connection.execute(select(VERSIONS).where(live | retired))
+        live = VERSIONS.c.state.in_([state.value for state in _LIVE])
+        wanted = live | retired | is_held(retired_since)
+        rows = connection.execute(select(VERSIONS).where(wanted))
         return [version_of(row) for row in rows]
 
     def _desired_of(
@@ -167,6 +179,7 @@ class ControlStore:
         key: tuple[str, str],
         rollouts: Sequence[Rollout],
         versions: Sequence[Version],
+        held: Collection[tuple[str, str, int]],
     ) -> Desired | None:
         model = read_model(connection, *key)
         deployments = select(DEPLOYMENTS).where(
@@ -180,7 +193,13 @@ class ControlStore:
             deployment_of(row),
             tuple(r for r in rollouts if (r.tenant, r.model) == key),
             tuple(v for v in versions if (v.tenant, v.model) == key),
+            frozenset(number for *model_key, number in held if tuple(model_key) == key),
         )
+
+    def steps(self, model: Model) -> Mapping[int, int]:
+        """Steps of the model's newest checkpoints, each with the newest version made of it."""
+        with self._database.transaction() as connection:
+            return steps_of(connection, model.tenant, model.id)
 
     def traffic(self, tenant: str, model: str) -> dict[int, Traffic]:
         """What all gateways have seen of each version."""

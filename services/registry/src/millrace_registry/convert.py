@@ -20,9 +20,11 @@ from millrace_registry.domain import (
     LineageEdge,
     LineageNode,
     Model,
+    QueuePolicy,
     Rollout,
     RolloutState,
     Route,
+    Serving,
     Strategy,
     Target,
     Tracking,
@@ -94,6 +96,7 @@ def deployment_from_proto(message: pb.Deployment, tenant: str, id: str) -> Deplo
         targets=tuple(target_name(number) for number in message.targets),
         gate=_gate_from_proto(message.gate) if message.HasField("gate") else default.gate,
         strategy=_strategy_from_proto(message.strategy) or default.strategy,
+        serving=_serving_from_proto(message.serving),
     )
 
 
@@ -127,10 +130,16 @@ def _strategy_from_proto(strategy: pb.RolloutStrategy) -> Strategy | None:
     )
 
 
+def _serving_from_proto(serving: pb.Serving) -> Serving:
+    given = {field.name: value for field, value in serving.ListFields()}
+    policy = {field.name: value for field, value in serving.queue_policy.ListFields()}
+    return Serving(**{**given, "queue_policy": QueuePolicy(**policy)})
+
+
 def model_to_proto(model: Model) -> pb.Model:
     return pb.Model(
         name=model.name,
-        create_time=_timestamp(model.create_time),
+        create_time=timestamp(model.create_time),
         aliases=model.aliases,
         base_model=model.base_model,
         serving_version=model.serving_version,
@@ -147,7 +156,7 @@ def version_to_proto(version: Version) -> pb.Version:
         checkpoint=_parsed(version.checkpoint, compressor_pb2.CheckpointReference()),
         measurements=_parsed(version.measurements, compressor_pb2.Measurements()),
         compression=version.compression,
-        create_time=_timestamp(version.create_time),
+        create_time=timestamp(version.create_time),
         state_reason=version.state_reason,
     )
 
@@ -160,9 +169,10 @@ def deployment_to_proto(deployment: Deployment) -> pb.Deployment:
         targets=[compressor_pb2.Target.Value(target) for target in deployment.targets],
         gate=compressor_pb2.GatePolicy(**asdict(deployment.gate)),
         strategy=_strategy_to_proto(deployment.strategy),
+        serving=_serving_to_proto(deployment.serving),
         etag=str(deployment.revision),
-        create_time=_timestamp(deployment.create_time),
-        update_time=_timestamp(deployment.update_time),
+        create_time=timestamp(deployment.create_time),
+        update_time=timestamp(deployment.update_time),
     )
 
 
@@ -170,6 +180,11 @@ def _strategy_to_proto(strategy: Strategy) -> pb.RolloutStrategy:
     if isinstance(strategy, Immediate):
         return pb.RolloutStrategy(immediate=pb.ImmediateStrategy())
     return pb.RolloutStrategy(canary=pb.CanaryStrategy(**asdict(strategy)))
+
+
+def _serving_to_proto(serving: Serving) -> pb.Serving:
+    policy = pb.QueuePolicy(**asdict(serving.queue_policy))
+    return pb.Serving(**{**asdict(serving), "queue_policy": policy})
 
 
 def rollout_to_proto(rollout: Rollout) -> pb.Rollout:
@@ -183,13 +198,13 @@ def rollout_to_proto(rollout: Rollout) -> pb.Rollout:
         step=rollout.step,
         traffic_share=rollout.traffic_share,
         reason=rollout.reason,
-        create_time=_timestamp(rollout.create_time),
-        update_time=_timestamp(rollout.update_time),
+        create_time=timestamp(rollout.create_time),
+        update_time=timestamp(rollout.update_time),
         requests=rollout.requests,
         failures=rollout.failures,
     )
     if rollout.finish_time is not None:
-        message.finish_time.CopyFrom(_timestamp(rollout.finish_time))
+        message.finish_time.CopyFrom(timestamp(rollout.finish_time))
     return message
 
 
@@ -199,8 +214,10 @@ def route_to_proto(route: Route) -> pb.Route:
         model=route.model,
         triton_model=route.triton_model,
         targets=[_target_to_proto(target) for target in route.targets],
-        create_time=_timestamp(route.create_time),
+        create_time=timestamp(route.create_time),
         aliases=route.aliases,
+        steps=route.steps,
+        queue_policy=pb.QueuePolicy(**asdict(route.queue_policy)),
     )
 
 
@@ -230,7 +247,7 @@ def _content_to_proto(content: Content) -> lifecycle_pb2.Content:
     return lifecycle_pb2.Content(**asdict(content))
 
 
-def _timestamp(moment: datetime) -> Timestamp:
+def timestamp(moment: datetime) -> Timestamp:
     stamp = Timestamp()
     stamp.FromDatetime(moment)
     return stamp

@@ -11,7 +11,7 @@ rollout:  PENDING ──► LOADING ──► CANARY ──► SETTLED
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -91,6 +91,38 @@ class Gate:
 
 
 @dataclass(frozen=True)
+class QueuePolicy:
+    """How requests to a model wait at each gateway; None: as the gateway's settings say."""
+
+    max_queue_size: int | None = None
+    default_timeout_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How Triton runs the versions of a model (``service.proto``: Serving); None: the default."""
+
+    instance_count: int | None = None
+    max_batch_size: int | None = None
+    queue_policy: QueuePolicy = QueuePolicy()
+
+
+@dataclass(frozen=True)
+class HoldRule:
+    """How versions are kept loaded that do not serve, because somebody asks for them by name.
+
+    Attributes:
+        maximum: of one model at the same time; 0 holds none.
+        duration: since a version was asked for last.
+        busy: a version that was asked for within it does not make room for another.
+    """
+
+    maximum: int = 3
+    duration: timedelta = timedelta(seconds=120)
+    busy: timedelta = timedelta(seconds=10)
+
+
+@dataclass(frozen=True)
 class RequestKey:
     """Identifies a request (``id``, may be empty) and its content (``digest``)."""
 
@@ -111,6 +143,7 @@ class Deployment:
     targets: tuple[str, ...] = ("TARGET_OPENVINO_INT8",)
     gate: Gate = Gate()
     strategy: Strategy = Canary()
+    serving: Serving = Serving()
     revision: int = 1
 
     @property
@@ -139,12 +172,16 @@ class Model:
 
 @dataclass(frozen=True)
 class Interface:
-    """What a client of a version must know of it, read from its artifact."""
+    """What a client of a version must know of it, read from its artifact.
+
+    ``other_tokens`` are the special tokens but for those two, by transformers' names.
+    """
 
     context_length: int
     chat_template: str
     bos_token: str
     eos_token: str
+    other_tokens: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -174,6 +211,11 @@ class Version:
     @property
     def checkpoint_name(self) -> str:
         return str(self.checkpoint["name"])
+
+    @property
+    def may_be_held(self) -> bool:
+        """It passed its gate, and was neither reversed nor quarantined."""
+        return self.state != VersionState.QUARANTINED and not self.state_reason
 
 
 @dataclass(frozen=True)
@@ -233,7 +275,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Route:
-    """How requests to one model are spread."""
+    """How requests to one model are spread. ``steps``: of checkpoints, and their versions."""
 
     tenant: str
     model: str
@@ -241,6 +283,8 @@ class Route:
     create_time: datetime
     aliases: Mapping[str, int]
     targets: tuple[Target, ...]
+    steps: Mapping[int, int] = field(default_factory=dict)
+    queue_policy: QueuePolicy = QueuePolicy()
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from millrace_registry.domain import Serving
 from millrace_registry.repository import ModelRepository
 from millrace_registry.triton import Loaded
 
@@ -59,11 +60,11 @@ class GuardedRepository:
             self._require()
             self._repository.add_version(model, version, artifact)
 
-    def list_versions(self, model: str, versions: Sequence[int]) -> bool:
-        if self.is_listed(model, versions):
+    def list_versions(self, model: str, versions: Sequence[int], serving: Serving) -> bool:
+        if self.is_listed(model, versions, serving):
             return False
         self._require()
-        return self._repository.list_versions(model, versions)
+        return self._repository.list_versions(model, versions, serving)
 
     def remove_version(self, model: str, version: int) -> None:
         self._require()

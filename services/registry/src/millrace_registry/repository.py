@@ -8,11 +8,12 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from millrace_registry.domain import Interface
+from millrace_registry.domain import Interface, Serving
+from millrace_registry.engine import engine_of
 from millrace_registry.triton_config import (
     EngineSettings,
     engine_files,
@@ -24,6 +25,7 @@ from millrace_runtime.manifest import TEMPORARY_PREFIX
 
 _CONFIGURATION = "config.pbtxt"
 _ARTIFACT = "artifact"
+_OTHER_TOKENS = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 class ModelRepository:
@@ -35,7 +37,7 @@ class ModelRepository:
         self._settings = settings
 
     def add_version(self, model: str, version: int, artifact: Path) -> None:
-        """Write a version's folder whole: the engine, and a link to the verified artifact.
+        """Write a version's folder whole: its engine, and a link to the verified artifact.
 
         One that is not as it would be written is written again, so that nothing else is loaded.
         """
@@ -47,7 +49,7 @@ class ModelRepository:
         self._sweep(model, version)
         try:
             temporary.mkdir(parents=True)
-            write_engine(temporary)
+            write_engine(temporary, engine_of(artifact))
             (temporary / _ARTIFACT).symlink_to(artifact.resolve(), target_is_directory=True)
             target.parent.mkdir(parents=True, exist_ok=True)
             remove(target)
@@ -69,22 +71,26 @@ class ModelRepository:
         for abandoned in self._root.glob(f"{TEMPORARY_PREFIX}{model}-{version}*"):
             remove(abandoned)
 
-    def is_listed(self, model: str, versions: Sequence[int]) -> bool:
-        """Whether these versions, and no others, are said to be loaded."""
-        path = self._root / model / _CONFIGURATION
-        text = print_config(generation_config(model, sorted(versions), self._settings))
-        return _holds(path, text.encode())
+    def is_listed(self, model: str, versions: Sequence[int], serving: Serving = Serving()) -> bool:
+        """Whether these versions, and no others, are said to be loaded, and to be run so."""
+        text = self._configuration(model, versions, serving)
+        return _holds(self._root / model / _CONFIGURATION, text.encode())
 
-    def list_versions(self, model: str, versions: Sequence[int]) -> bool:
-        """Say which versions are to be loaded; True when that has changed."""
-        if self.is_listed(model, versions):
+    def list_versions(
+        self, model: str, versions: Sequence[int], serving: Serving = Serving()
+    ) -> bool:
+        """Say which versions are to be loaded, and how they run; True when that has changed."""
+        if self.is_listed(model, versions, serving):
             return False
-        text = print_config(generation_config(model, sorted(versions), self._settings))
+        text = self._configuration(model, versions, serving)
         path = self._root / model / _CONFIGURATION
         temporary = path.with_suffix(f".{uuid.uuid4().hex}")
         temporary.write_text(text)
         os.replace(temporary, path)
         return True
+
+    def _configuration(self, model: str, versions: Sequence[int], serving: Serving) -> str:
+        return print_config(generation_config(model, sorted(versions), self._settings, serving))
 
     def models(self) -> list[str]:
         """Names of the models that have a folder."""
@@ -107,7 +113,7 @@ def is_engine_folder(folder: Path, artifact: Path) -> bool:
     link = folder / _ARTIFACT
     if not link.is_symlink() or Path(os.readlink(link)) != artifact.resolve():
         return False
-    files = engine_files()
+    files = engine_files(engine_of(artifact))
     if {path.name for path in folder.iterdir()} != {*files, _ARTIFACT}:
         return False
     return all(_holds(folder / name, content) for name, content in files.items())
@@ -141,12 +147,21 @@ def read_interface(artifact: Path) -> Interface:
         ),
         bos_token=_token(tokenizer.get("bos_token")),
         eos_token=_token(tokenizer.get("eos_token")),
+        other_tokens=_other_tokens(tokenizer),
     )
 
 
 def _json(path: Path) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(path.read_text())
     return document
+
+
+def _other_tokens(tokenizer: Mapping[str, Any]) -> dict[str, str]:
+    """What transformers hands to chat templates beside the tokens of beginning and end."""
+    named = {name: tokenizer.get(name) for name in _OTHER_TOKENS}
+    extra = tokenizer.get("extra_special_tokens")  # of newer tokenizers a list, without names
+    named |= extra if isinstance(extra, dict) else {}
+    return {name: _token(value) for name, value in named.items() if value}
 
 
 def _token(value: Any) -> str:

@@ -1,10 +1,11 @@
 """Routes: how the requests to a model are spread, from what is desired and what answers. Pure."""
 
-from collections.abc import Container
+from collections.abc import Collection, Container, Mapping
 from dataclasses import replace
 
 from millrace_registry.domain import (
     Model,
+    QueuePolicy,
     Rollout,
     RolloutState,
     Route,
@@ -19,14 +20,18 @@ def route_of_model(
     rollouts: tuple[Rollout, ...],
     versions: tuple[Version, ...],
     *,
+    held: Collection[int],
+    steps: Mapping[int, int],
+    queue_policy: QueuePolicy = QueuePolicy(),
     answering: Container[int],
     endpoint: str,
 ) -> Route:
     """What gateways may send where: versions that are ``answering``, and no others.
 
-    ``rollouts`` are those that have not ended. The shares add up to 1, unless nothing answers.
+    ``rollouts`` are those that have not ended. The shares add up to 1, unless nothing that serves
+    answers; those that are ``held`` alone have none.
     """
-    share = {model.serving_version: 1.0}
+    share = {**dict.fromkeys(held, 0.0), model.serving_version: 1.0}
     for found in rollouts:
         if found.state == RolloutState.CANARY and found.to_version in answering:
             share[model.serving_version] -= found.traffic_share
@@ -50,12 +55,14 @@ def route_of_model(
         create_time=model.create_time,
         aliases=model.aliases,
         targets=_complete(targets),
+        steps=steps,
+        queue_policy=queue_policy,
     )
 
 
 def _complete(targets: tuple[Target, ...]) -> tuple[Target, ...]:
     """Shares that add up to 1: where one version alone can answer, it answers all."""
     total = sum(target.share for target in targets)
-    if not targets or total <= 0:
-        return ()
+    if total <= 0:
+        return targets
     return tuple(replace(target, share=round(target.share / total, 9)) for target in targets)

@@ -14,9 +14,11 @@ from millrace_registry.domain import (
     Immediate,
     Interface,
     Model,
+    QueuePolicy,
     Rollout,
     RolloutState,
     Route,
+    Serving,
     Strategy,
     Target,
     Tracking,
@@ -81,6 +83,7 @@ def deployment_values(deployment: Deployment) -> dict[str, Any]:
         "targets": list(deployment.targets),
         "gate": asdict(deployment.gate),
         "canary": _canary_document(deployment.strategy),
+        "serving": asdict(deployment.serving),
         "revision": deployment.revision,
         "create_time": deployment.create_time,
         "update_time": deployment.update_time,
@@ -98,6 +101,7 @@ def deployment_of(row: Row[Any]) -> Deployment:
         targets=tuple(row.targets),
         gate=Gate(**row.gate),
         strategy=_strategy_of(row.canary),
+        serving=_serving_of(row.serving),
         revision=row.revision,
     )
 
@@ -110,6 +114,12 @@ def _strategy_of(document: dict[str, Any] | None) -> Strategy:
     if document is None:
         return Immediate()
     return Canary(**{**document, "steps": tuple(document["steps"])})
+
+
+def _serving_of(document: dict[str, Any] | None) -> Serving:
+    if document is None:
+        return Serving()
+    return Serving(**{**document, "queue_policy": QueuePolicy(**document["queue_policy"])})
 
 
 def rollout_values(rollout: Rollout) -> dict[str, Any]:
@@ -133,10 +143,12 @@ def rollout_of(row: Row[Any]) -> Rollout:
 
 
 def route_document(route: Route) -> dict[str, Any]:
-    """A route as JSON reads it back: lists, not tuples, so that equal routes compare equal."""
+    """A route as JSON reads it back: lists, not tuples, and keys that are texts, so that equal
+    routes compare equal."""
     targets = [{**asdict(target), "endpoints": list(target.endpoints)} for target in route.targets]
     create_time = route.create_time.isoformat()
-    return {**asdict(route), "targets": targets, "create_time": create_time}
+    steps = {str(step): version for step, version in route.steps.items()}
+    return {**asdict(route), "targets": targets, "steps": steps, "create_time": create_time}
 
 
 def route_of(document: dict[str, Any]) -> Route:
@@ -151,4 +163,8 @@ def route_of(document: dict[str, Any]) -> Route:
         for target in document["targets"]
     )
     create_time = datetime.fromisoformat(document["create_time"])
-    return Route(**{**document, "targets": targets, "create_time": create_time})
+    # One that an older registry wrote has no steps and no policy.
+    steps = {int(step): version for step, version in document.get("steps", {}).items()}
+    policy = QueuePolicy(**document.get("queue_policy", {}))
+    changed = {"targets": targets, "steps": steps, "queue_policy": policy}
+    return Route(**{**document, **changed, "create_time": create_time})

@@ -76,6 +76,8 @@ DEPLOYMENTS = Table(
     Column("gate", JSON, nullable=False),
     # null: immediate; otherwise the canary's settings.
     Column("canary", JSON(none_as_null=True)),
+    # null: the default.
+    Column("serving", JSON(none_as_null=True)),
     Column("revision", Integer, nullable=False),
     Column("create_time", UtcDateTime, nullable=False),
     Column("update_time", UtcDateTime, nullable=False),
@@ -120,6 +122,16 @@ TRAFFIC = Table(
     Column("failures", BigInteger, nullable=False),
     # Of the last report; a life that has ended reports no more.
     Column("update_time", UtcDateTime),
+)
+
+# Versions that are kept loaded though they do not serve, and until when.
+HOLDS = Table(
+    "holds",
+    METADATA,
+    Column("tenant", String(63), primary_key=True),
+    Column("model", String(256), primary_key=True),
+    Column("version", BigInteger, primary_key=True, autoincrement=False),
+    Column("expire_time", UtcDateTime, nullable=False),
 )
 
 # The right to control one Triton endpoint: of several registries, one at a time.

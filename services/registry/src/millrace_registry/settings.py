@@ -26,4 +26,10 @@ class RegistrySettings(ServiceSettings):
     drain_seconds_of_versions: float = Field(
         5.0, ge=0, description="how long a retired version stays loaded"
     )
+    held_versions: int = Field(
+        3, ge=0, description="versions of a model, asked for by step, that are kept loaded; 0: none"
+    )
+    hold_seconds: float = Field(
+        120.0, gt=10, description="how long after the last request such a version stays loaded"
+    )
     engine_threads: int = Field(0, ge=0, description="threads of each engine; 0: all cores")

@@ -12,9 +12,11 @@ from typing import Any
 from sqlalchemy import Connection, Select, Table, delete, func, literal, select, tuple_, update
 
 from millrace.registry.v1 import events_pb2
+from millrace_registry import hold_store
 from millrace_registry.domain import (
     EVERY,
     Deployment,
+    HoldRule,
     Model,
     RequestKey,
     Rollout,
@@ -194,6 +196,16 @@ class Catalogue:
             finish_time=now if is_late else None,
         )
         connection.execute(ROLLOUTS.insert().values(**rollout_values(rollout)))
+
+    def hold(self, version: Version, rule: HoldRule) -> datetime | None:
+        """Keep a version loaded; until when, or None: as many as may be are in use."""
+        with self._database.transaction() as connection:
+            return hold_store.hold(connection, version, rule, self._now())
+
+    def version_of_step(self, tenant: str, model: str, step: int) -> int:
+        """Number of the newest version made of a checkpoint of that step; 0: there is none."""
+        with self._database.transaction() as connection:
+            return hold_store.steps_of(connection, tenant, model).get(step, 0)
 
     def quarantine(self, tenant: str, model: str, number: int, reason: str) -> Version | None:
         """Take a version out of service for good; the newest retired one takes its place."""

@@ -6,19 +6,26 @@ https://github.com/triton-inference-server/server/blob/r24.10/docs/user_guide/mo
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from millrace_registry.domain import Serving
+
 # The files of engines/ that make up one model version; the first becomes ``model.py``.
 ENGINE_FILES = (
     "openvino_genai.py",
     "constraint.py",
+    "delivery.py",
+    "embedder.py",
+    "embedding.py",
     "forward.py",
     "grammar.py",
+    "group.py",
+    "head.py",
     "logprobs.py",
     "sampler.py",
     "sampling.py",
@@ -36,6 +43,12 @@ OUTPUTS = {
     "prompt_token_count": pb.TYPE_INT32,
     "timing": pb.TYPE_STRING,
     "prompt_logprobs": pb.TYPE_STRING,
+    "batch": pb.TYPE_STRING,
+}
+# Theirs are shapes of their own.
+VECTOR_OUTPUTS = {
+    "embedding": (pb.TYPE_FP32, [-1, -1]),
+    "embedding_index": (pb.TYPE_INT32, [-1]),
 }
 
 
@@ -56,7 +69,7 @@ class EngineSettings:
 
 
 def generation_config(
-    name: str, versions: Sequence[int], settings: EngineSettings
+    name: str, versions: Sequence[int], settings: EngineSettings, serving: Serving = Serving()
 ) -> pb.ModelConfig:
     """The configuration of a text-generation model on the OpenVINO GenAI engine.
 
@@ -65,13 +78,22 @@ def generation_config(
     ``versions`` are served side by side. Rewriting the list and loading the model again starts and
     drains only the versions that differ, as long as nothing else in the configuration changes.
     https://github.com/triton-inference-server/server/blob/r24.10/docs/user_guide/model_management.md
-    One instance, since the engine batches by itself; parameters reach ``initialize`` as strings:
+    Parameters reach ``initialize`` as strings:
     https://github.com/triton-inference-server/python_backend/tree/r24.10#initialize
+
+    Of what a deployment says, ``instance_count`` makes the instance group, and ``max_batch_size``
+    the engine's own batch, which requests join and leave in flight. The configuration's
+    max_batch_size stays 0, since no tensor has a batch dimension, and there is no dynamic_batching:
+    the engine takes every request at once, so that nothing waits in Triton to be batched, ordered
+    by priority or refused. What waits does so in the gateway (deploy/adr/0010-serving.md).
     """
+    if serving.max_batch_size is not None:
+        settings = replace(settings, max_sequences=serving.max_batch_size)
     config = pb.ModelConfig(name=name, backend="python", max_batch_size=0)
     config.version_policy.specific.versions.extend(versions)
     config.model_transaction_policy.decoupled = True
-    config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
+    count = serving.instance_count or 1
+    config.instance_group.add(count=count, kind=pb.ModelInstanceGroup.KIND_CPU)
     for tensor, kind in REQUIRED_INPUTS.items():
         config.input.add(name=tensor, data_type=kind, dims=[1])
     for tensor, kind in OPTIONAL_INPUTS.items():
@@ -79,6 +101,8 @@ def generation_config(
         config.input.add(name=tensor, data_type=kind, dims=dims, optional=True)
     for tensor, kind in OUTPUTS.items():
         config.output.add(name=tensor, data_type=kind, dims=[1])
+    for tensor, (kind, shape) in VECTOR_OUTPUTS.items():
+        config.output.add(name=tensor, data_type=kind, dims=shape)
     for key in EngineSettings.__dataclass_fields__:
         config.parameters[key].string_value = str(getattr(settings, key))
     return config
@@ -89,19 +113,19 @@ def print_config(config: pb.ModelConfig) -> str:
     return text_format.MessageToString(config)
 
 
-def engine_files() -> dict[str, bytes]:
-    """What a version's folder holds beside the artifact, by name.
+def engine_files(names: Sequence[str] = ENGINE_FILES) -> dict[str, bytes]:
+    """What a version's folder holds beside the artifact, by name; the first is ``model.py`` there.
 
     Triton reloads a version whose folder has changed, and Python changes it by writing bytecode
     there. An empty file where the cache folder would be prevents that.
     """
     source = resources.files("millrace_registry") / "engines"
-    first = {ENGINE_FILES[0]: "model.py"}
-    files = {first.get(name, name): (source / name).read_bytes() for name in ENGINE_FILES}
+    first = {names[0]: "model.py"}
+    files = {first.get(name, name): (source / name).read_bytes() for name in names}
     return {**files, "__pycache__": b""}
 
 
-def write_engine(version_folder: Path) -> None:
-    """Write the engine's files into ``<repository>/<model>/<version>``."""
-    for name, content in engine_files().items():
+def write_engine(version_folder: Path, names: Sequence[str] = ENGINE_FILES) -> None:
+    """Write an engine's files into ``<repository>/<model>/<version>``."""
+    for name, content in engine_files(names).items():
         (version_folder / name).write_bytes(content)

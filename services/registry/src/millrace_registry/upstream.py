@@ -4,7 +4,8 @@ from millrace.compressor.v1 import service_pb2 as compressor_pb2
 from millrace.compressor.v1 import service_pb2_grpc as compressor_grpc
 from millrace.lifecycle.v1 import lifecycle_pb2
 from millrace_registry import convert
-from millrace_registry.app import Catalogue, RegistryApp
+from millrace_registry.app import RegistryApp
+from millrace_registry.catalogue import Catalogue
 from millrace_registry.events import base_model_of
 from millrace_runtime import names
 from millrace_runtime.channel import call, open_channel

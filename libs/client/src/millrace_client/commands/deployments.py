@@ -31,7 +31,8 @@ _COLUMNS: Columns = {
 DeploymentArgument = Annotated[str, typer.Argument(metavar="DEPLOYMENT", help="deployment-…")]
 TrackingOption = Annotated[Tracking | None, typer.Option("--tracking", help="Which checkpoints.")]
 TargetOption = Annotated[
-    list[str] | None, typer.Option("--target", help="openvino_int8 or openvino_fp32; repeatable.")
+    list[str] | None,
+    typer.Option("--target", help="openvino_int8, openvino_fp32 or safetensors; repeatable."),
 ]
 PerplexityOption = Annotated[
     float | None,
@@ -43,6 +44,18 @@ StepOption = Annotated[
     list[float] | None, typer.Option("--step", help="Share of the canary; repeatable, rising.")
 ]
 BakeOption = Annotated[float | None, typer.Option("--bake-seconds", min=0, help="A step's least.")]
+InstancesOption = Annotated[
+    int | None, typer.Option("--instance-count", min=1, help="Engines of each version.")
+]
+BatchOption = Annotated[
+    int | None, typer.Option("--max-batch-size", min=1, help="Sequences an engine has at once.")
+]
+QueueOption = Annotated[
+    int | None, typer.Option("--max-queue-size", min=1, help="Requests that may wait; then 429.")
+]
+TimeoutOption = Annotated[
+    float | None, typer.Option("--queue-timeout-seconds", help="How long each may wait.")
+]
 
 
 @app.command("list")
@@ -73,6 +86,10 @@ def create(
     immediate: ImmediateOption = False,
     step: StepOption = None,
     bake_seconds: BakeOption = None,
+    instance_count: InstancesOption = None,
+    max_batch_size: BatchOption = None,
+    max_queue_size: QueueOption = None,
+    queue_timeout_seconds: TimeoutOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say how a model is to be served, before its first checkpoint comes.
@@ -87,6 +104,7 @@ def create(
         max_perplexity_increase,
         min_top1_agreement,
         _strategy_body(immediate, step, bake_seconds),
+        _serving_body(instance_count, max_batch_size, max_queue_size, queue_timeout_seconds),
     )
     with api(context) as client:
         show(client.deployments.create({"model": model, **body}), as_json=as_json)
@@ -103,15 +121,21 @@ def update(
     immediate: ImmediateOption = False,
     step: StepOption = None,
     bake_seconds: BakeOption = None,
+    instance_count: InstancesOption = None,
+    max_batch_size: BatchOption = None,
+    max_queue_size: QueueOption = None,
+    queue_timeout_seconds: TimeoutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Change what is given; the rest stays. A gate or a strategy is replaced whole."""
+    """Change what is given; the rest stays. A gate, a strategy or how a model is served is
+    replaced whole, and a change of the latter loads the model again."""
     body = _body(
         tracking,
         target,
         max_perplexity_increase,
         min_top1_agreement,
         _strategy_body(immediate, step, bake_seconds),
+        _serving_body(instance_count, max_batch_size, max_queue_size, queue_timeout_seconds),
     )
     with api(context) as client:
         show(client.deployments.update(deployment, body), as_json=as_json)
@@ -123,6 +147,7 @@ def _body(
     max_perplexity_increase: float | None,
     min_top1_agreement: float | None,
     strategy: Json | None,
+    serving: Json | None,
 ) -> Json:
     gate = {
         "max_perplexity_increase": max_perplexity_increase,
@@ -134,6 +159,7 @@ def _body(
         "targets": targets or None,
         "gate": given_gate or None,
         "strategy": strategy,
+        "serving": serving,
     }
     return {key: value for key, value in fields.items() if value is not None}
 
@@ -149,6 +175,25 @@ def _strategy_body(
     if bake_seconds is not None:
         canary["bake_seconds"] = bake_seconds
     return {"type": "canary", **canary} if canary else None
+
+
+def _serving_body(
+    instance_count: int | None,
+    max_batch_size: int | None,
+    max_queue_size: int | None,
+    queue_timeout_seconds: float | None,
+) -> Json | None:
+    policy = {
+        "max_queue_size": max_queue_size,
+        "default_timeout_seconds": queue_timeout_seconds,
+    }
+    given_policy = {key: value for key, value in policy.items() if value is not None}
+    fields = {
+        "instance_count": instance_count,
+        "max_batch_size": max_batch_size,
+        "queue_policy": given_policy or None,
+    }
+    return {key: value for key, value in fields.items() if value is not None} or None
 
 
 def _strategy(strategy: Json) -> str:

@@ -9,16 +9,20 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from millrace_compressor.jobs import evaluate, quantize
+from millrace_compressor.jobs import evaluate, plain, quantize
 from millrace_runtime import jobs, manifest
 from millrace_runtime.jobs import JobError, Reporter
 from millrace_runtime.manifest import ManifestError
 
 PHASES = ("convert", "inspect", "measure", "commit")
 QUALITY_FILE = "quality.json"
+PLAIN = "safetensors"
+WEIGHTS = {"openvino-int8": "int8", "openvino-fp32": "fp32", PLAIN: "as trained"}
 
 
 class Spec(BaseModel):
@@ -35,7 +39,7 @@ class Spec(BaseModel):
     checkpoint_digest: str
     evaluation_path: Path
     evaluation_digest: str
-    target: Literal["openvino-int8", "openvino-fp32"]
+    target: Literal["openvino-int8", "openvino-fp32", "safetensors"]
     artifact_path: Path
     working_directory: Path
     threads: int = Field(2, ge=1)
@@ -66,14 +70,15 @@ def _make(spec: Spec, reporter: Reporter) -> None:
     _say(reporter, "convert")
     converted = _converted(spec)
     _say(reporter, "inspect")
-    share = quantize.inspect(converted, spec.target)
+    is_plain = spec.target == PLAIN
+    share = plain.inspect(converted) if is_plain else quantize.inspect(converted, spec.target)
     _say(reporter, "measure")
     measurements = {**measure(spec, converted), "int8_share": share}
     _say(reporter, "commit")
     _write_json(converted / QUALITY_FILE, measurements)
     metadata = {
         "target": spec.target,
-        "recipe": {"weights": "int8" if spec.target == "openvino-int8" else "fp32"},
+        "recipe": {"weights": WEIGHTS[spec.target]},
         "checkpoint_digest": spec.checkpoint_digest,
         "measurements": measurements,
     }
@@ -86,13 +91,33 @@ def measure(spec: Spec, converted: Path) -> dict[str, Any]:
     length = min(spec.window_tokens, _context_length(model))
     windows = evaluate.heldout_windows(spec.evaluation_path, length, spec.evaluation_tokens)
     original = evaluate.Original(model)
+    made = _measure_plain if spec.target == PLAIN else _measure_exported
+    return {
+        **made(spec, converted, original, windows),
+        "original_size_bytes": plain.size_bytes(model),
+        "peak_memory_bytes": evaluate.peak_memory_bytes(),
+    }
+
+
+def _measure_plain(
+    spec: Spec, converted: Path, original: evaluate.Original, windows: NDArray[np.int64]
+) -> dict[str, Any]:
+    artifact = plain.Artifact(converted)
+    return {
+        **evaluate.compare(original, artifact, windows),
+        **artifact.latency(windows[0]),
+        "artifact_size_bytes": plain.size_bytes(converted),
+    }
+
+
+def _measure_exported(
+    spec: Spec, converted: Path, original: evaluate.Original, windows: NDArray[np.int64]
+) -> dict[str, Any]:
     artifact = evaluate.Artifact(converted, spec.threads)
     return {
         **evaluate.compare(original, artifact, windows),
         **evaluate.latency(converted, windows[0], spec.threads),
-        "original_size_bytes": (model / "model.safetensors").stat().st_size,
         "artifact_size_bytes": (converted / "openvino_model.bin").stat().st_size,
-        "peak_memory_bytes": evaluate.peak_memory_bytes(),
     }
 
 
@@ -105,7 +130,11 @@ def _converted(spec: Spec) -> Path:
         for abandoned in spec.working_directory.glob(f"{manifest.TEMPORARY_PREFIX}*"):
             manifest.remove_tree(abandoned)
         temporary = manifest.temporary_sibling(done)
-        quantize.convert(spec.checkpoint_path / "model", spec.target, temporary)
+        model = spec.checkpoint_path / "model"
+        if spec.target == PLAIN:
+            plain.convert(model, temporary)
+        else:
+            quantize.convert(model, spec.target, temporary)
         manifest.commit(temporary, done, "converted", {"target": spec.target})
     return done
 

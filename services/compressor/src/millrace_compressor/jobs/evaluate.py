@@ -3,7 +3,7 @@
 import resource
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import openvino
@@ -16,9 +16,9 @@ from millrace_compressor.jobs.quantize import MODEL_FILE
 from millrace_runtime.jobs import JobError
 
 _WINDOWS_AT_ONCE = 4
-_LATENCY_TOKENS = 24
-_LATENCY_RUNS = 3
-_LATENCY_PROMPT_TOKENS = 32
+LATENCY_TOKENS = 24
+LATENCY_RUNS = 3
+LATENCY_PROMPT_TOKENS = 32
 
 Logits = NDArray[np.float32]  # (windows, positions, vocabulary)
 
@@ -44,6 +44,14 @@ def heldout_windows(directory: Path, length: int, tokens: int) -> NDArray[np.int
         )
     count = len(stream) // length
     return stream[: count * length].reshape(count, length).astype(np.int64)
+
+
+class Scored(Protocol):
+    """What can be compared."""
+
+    def logits(self, ids: NDArray[np.int64]) -> Logits:
+        """float32, (windows, positions, vocabulary), of ids (windows, positions)."""
+        ...
 
 
 class Original:
@@ -84,7 +92,7 @@ class Artifact:
         return np.array(self._request.get_tensor("logits").data)
 
 
-def compare(original: Original, artifact: Artifact, windows: NDArray[np.int64]) -> dict[str, Any]:
+def compare(original: Scored, artifact: Scored, windows: NDArray[np.int64]) -> dict[str, Any]:
     """Perplexities, mean KL(original || artifact) in nats, top-1 agreement. Not finite is None."""
     sums = np.zeros(4)  # negative log-likelihoods of both, KL, agreements
     for start in range(0, len(windows), _WINDOWS_AT_ONCE):
@@ -134,7 +142,7 @@ def latency(directory: Path, prompt: NDArray[np.int64], threads: int) -> dict[st
         {"INFERENCE_NUM_THREADS": threads},
     )
     load_seconds = time.perf_counter() - started
-    runs = [_generate(pipeline, number, prompt) for number in range(_LATENCY_RUNS + 1)][1:]
+    runs = [_generate(pipeline, number, prompt) for number in range(LATENCY_RUNS + 1)][1:]
     first, each = (float(np.median(column)) for column in zip(*runs, strict=True))
     return {"load_seconds": load_seconds, "first_token_seconds": first, "token_seconds": each}
 
@@ -142,9 +150,9 @@ def latency(directory: Path, prompt: NDArray[np.int64], threads: int) -> dict[st
 def _generate(pipeline: Any, number: int, prompt: NDArray[np.int64]) -> tuple[float, float]:
     """Seconds to the first token, and seconds a token after it."""
     config = openvino_genai.GenerationConfig()
-    config.max_new_tokens = _LATENCY_TOKENS
+    config.max_new_tokens = LATENCY_TOKENS
     config.ignore_eos = True
-    ids = openvino.Tensor(prompt[None, :_LATENCY_PROMPT_TOKENS].copy())
+    ids = openvino.Tensor(prompt[None, :LATENCY_PROMPT_TOKENS].copy())
     started = time.perf_counter()
     handle = pipeline.add_request(number, ids, config)
     pipeline.step()
@@ -153,7 +161,7 @@ def _generate(pipeline: Any, number: int, prompt: NDArray[np.int64]) -> tuple[fl
         pipeline.step()
     total = time.perf_counter() - started
     handle.read_all()
-    return first, (total - first) / (_LATENCY_TOKENS - 1)
+    return first, (total - first) / (LATENCY_TOKENS - 1)
 
 
 def peak_memory_bytes() -> int:

@@ -9,6 +9,7 @@ from typing import Annotated, Protocol
 from fastapi import Depends, Header, Request
 
 from millrace_gateway.app import KeyRing, Keys
+from millrace_gateway.batches.app import Batches
 from millrace_gateway.domain import Principal
 from millrace_gateway.generation import Generator
 from millrace_gateway.history import Position, Record, Selection
@@ -50,6 +51,7 @@ class Gateway:
     tokenizers: Tokenizers
     history: Replay
     letters: Letters
+    batches: Batches
     is_ready: Callable[[], bool]
     measure: Callable[[], None]
     maximum_body_bytes: int

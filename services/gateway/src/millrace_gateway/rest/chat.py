@@ -96,6 +96,7 @@ class ChatCompletion(BaseModel):
     choices: list[Choice]
     usage: Usage
     system_fingerprint: str
+    service_tier: Literal["default", "flex", "priority"]
 
 
 @ROUTER.post(
@@ -139,6 +140,7 @@ async def _answer(
         ],
         "usage": usage(started),
         "system_fingerprint": fingerprint(started),
+        "service_tier": started.first.service_tier,
     }
     return json_answer(completion, started)
 
@@ -168,6 +170,7 @@ async def _chunks(body: ChatRequest, tools: ToolPlan, started: Bundle) -> AsyncI
         "created": int(time.time()),
         "model": started.route.model,
         "system_fingerprint": fingerprint(started),
+        "service_tier": started.first.service_tier,
     }
     extra: dict[str, Any] = {"usage": None} if body.wants_usage else {}
     writers = [
@@ -283,6 +286,7 @@ def _asked(caller: Caller, body: ChatRequest, tools: ToolPlan) -> generation.Req
         sampling=sampling,
         principal=caller.principal,
         service_tier=body.service_tier,
+        is_streamed=bool(body.stream),
     )
 
 

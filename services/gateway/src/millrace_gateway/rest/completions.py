@@ -233,6 +233,7 @@ def _asked(
                 },
                 principal=caller.principal,
                 service_tier=body.service_tier,
+                is_streamed=bool(body.stream),
             ),
             body.n or 1,
         )

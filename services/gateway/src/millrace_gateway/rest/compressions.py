@@ -42,7 +42,7 @@ from millrace_runtime.errors import InvalidArgument
 
 ROUTER = router("compressions", "/v1/compressions")
 
-TargetWord = Literal["openvino_int8", "openvino_fp32"]
+TargetWord = Literal["openvino_int8", "openvino_fp32", "safetensors"]
 _CHECKPOINT = re.compile(r"(runs|jobs)/[A-Za-z0-9_-]{1,80}/checkpoints/[A-Za-z0-9_-]{1,80}")
 
 

@@ -67,6 +67,7 @@ class Conversation:
             self.messages,
             bos_token=target.bos_token,
             eos_token=target.eos_token,
+            other_tokens=dict(target.other_tokens),
             tools=self.plan.tools,
             add_generation_prompt=self.asks,
         )

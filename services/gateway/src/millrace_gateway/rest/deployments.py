@@ -3,7 +3,8 @@
 from typing import Annotated, Any, Literal
 
 from fastapi import Header
-from pydantic import BaseModel, Field
+from google.protobuf.message import Message
+from pydantic import BaseModel, BeforeValidator, Field
 
 from millrace.compressor.v1 import service_pb2 as compressor_pb2
 from millrace.registry.v1 import service_pb2 as pb
@@ -44,6 +45,12 @@ _FIELDS = {
     "deployment.strategy.canary.maximum_error_rate_increase": (
         "strategy.maximum_error_rate_increase"
     ),
+    "deployment.serving.instance_count": "serving.instance_count",
+    "deployment.serving.max_batch_size": "serving.max_batch_size",
+    "deployment.serving.queue_policy.max_queue_size": "serving.queue_policy.max_queue_size",
+    "deployment.serving.queue_policy.default_timeout_seconds": (
+        "serving.queue_policy.default_timeout_seconds"
+    ),
     "deployment.etag": "etag",
 }
 
@@ -66,6 +73,56 @@ class Canary(RequestBody):
     maximum_error_rate_increase: Annotated[Number, Field(ge=0, le=1)] = 0.05
 
 
+def _refuse(value: Any) -> None:
+    if value is not None:
+        raise ValueError(
+            "the engines batch in flight, so that nothing waits in Triton for this to act on; "
+            "max_batch_size bounds their batch, queue_policy and the keys' priority say how "
+            "requests wait in the gateway"
+        )
+
+
+Refused = Annotated[Any, BeforeValidator(_refuse)]
+
+
+class QueuePolicy(RequestBody):
+    """How requests to the model wait, at each gateway, when its engines are busy.
+
+    The terms are those of Triton's ModelQueuePolicy. What is not given is as the gateway is set.
+    """
+
+    max_queue_size: Annotated[Int32, Field(ge=1, le=100_000)] | None = None
+    default_timeout_seconds: Annotated[Number, Field(gt=0, le=600)] | None = None
+    timeout_action: Annotated[
+        Literal["reject"] | None, Field(description="Who has waited so long is refused (429).")
+    ] = None
+    allow_timeout_override: Annotated[
+        Literal[False] | None, Field(description="No request has a time-out of its own.")
+    ] = None
+
+
+class Serving(RequestBody):
+    """How Triton runs the model's versions; a change loads them again.
+
+    The terms are those of Triton's model_config.proto. Those of its dynamic batcher are refused,
+    by name, unless they ask for nothing.
+    """
+
+    instance_count: Annotated[
+        Annotated[Int32, Field(ge=1, le=16)] | None,
+        Field(description="Engines of each version, each with weights and a cache of its own."),
+    ] = None
+    max_batch_size: Annotated[
+        Annotated[Int32, Field(ge=1, le=4096)] | None,
+        Field(description="Sequences that one engine computes together."),
+    ] = None
+    queue_policy: QueuePolicy | None = None
+    preferred_batch_sizes: Refused = None
+    max_queue_delay_seconds: Refused = None
+    priority_levels: Refused = None
+    default_priority_level: Refused = None
+
+
 Strategy = Annotated[Immediate | Canary, Field(discriminator="type")]
 Tracking = Literal["every", "final"]
 Targets = Annotated[list[TargetWord], Field(min_length=1)]
@@ -77,6 +134,7 @@ class CreateDeployment(RequestBody):
     targets: Targets = Field(default=["openvino_int8"])
     gate: Gate = Gate(max_perplexity_increase=0.02)
     strategy: Strategy = Canary(type="canary")
+    serving: Serving = Serving()
 
 
 class UpdateDeployment(RequestBody):
@@ -86,7 +144,21 @@ class UpdateDeployment(RequestBody):
     targets: Targets | None = None
     gate: Gate | None = None
     strategy: Strategy | None = None
+    serving: Serving | None = None
     etag: str | None = None
+
+
+class Waiting(BaseModel):
+    max_queue_size: int | None
+    default_timeout_seconds: float | None
+
+
+class ServedAs(BaseModel):
+    """What is null is as the registry and the gateway are set."""
+
+    instance_count: int | None
+    max_batch_size: int | None
+    queue_policy: Waiting
 
 
 class Deployment(BaseModel):
@@ -99,6 +171,7 @@ class Deployment(BaseModel):
     targets: list[str]
     gate: Gate
     strategy: Strategy | None
+    serving: ServedAs
     etag: str
 
 
@@ -171,6 +244,8 @@ def _change(deployment: pb.Deployment, body: CreateDeployment | UpdateDeployment
     elif body.strategy is not None:
         canary = pb.CanaryStrategy(**body.strategy.model_dump(exclude={"type"}))
         deployment.strategy.CopyFrom(pb.RolloutStrategy(canary=canary))
+    if body.serving is not None:
+        deployment.serving.CopyFrom(_serving(body.serving))
 
 
 def _deployment(message: pb.Deployment) -> Deployment:
@@ -183,8 +258,37 @@ def _deployment(message: pb.Deployment) -> Deployment:
         targets=[enum_word(compressor_pb2.Target, target, "TARGET_") for target in message.targets],
         gate=gate(message.gate),
         strategy=_strategy(message.strategy),
+        serving=_served_as(message.serving),
         etag=message.etag,
     )
+
+
+def _serving(body: Serving) -> pb.Serving:
+    policy = body.queue_policy or QueuePolicy()
+    return pb.Serving(
+        instance_count=body.instance_count,
+        max_batch_size=body.max_batch_size,
+        queue_policy=pb.QueuePolicy(
+            max_queue_size=policy.max_queue_size,
+            default_timeout_seconds=policy.default_timeout_seconds,
+        ),
+    )
+
+
+def _served_as(message: pb.Serving) -> ServedAs:
+    policy = message.queue_policy
+    return ServedAs(
+        instance_count=_present(message, "instance_count"),
+        max_batch_size=_present(message, "max_batch_size"),
+        queue_policy=Waiting(
+            max_queue_size=_present(policy, "max_queue_size"),
+            default_timeout_seconds=_present(policy, "default_timeout_seconds"),
+        ),
+    )
+
+
+def _present(message: Message, field: str) -> Any:
+    return getattr(message, field) if message.HasField(field) else None
 
 
 def _strategy(message: pb.RolloutStrategy) -> Immediate | Canary | None:

@@ -36,6 +36,7 @@ _PURPOSES: dict[str, pb.FilePurpose.ValueType] = {
     "fine-tune": pb.FILE_PURPOSE_FINE_TUNE,
     "fine-tune-results": pb.FILE_PURPOSE_FINE_TUNE_RESULTS,
     "batch": pb.FILE_PURPOSE_BATCH,
+    "batch_output": pb.FILE_PURPOSE_BATCH_OUTPUT,
     "user_data": pb.FILE_PURPOSE_USER_DATA,
 }
 _PURPOSE_WORDS: dict[int, str] = {value: word for word, value in _PURPOSES.items()}
@@ -60,7 +61,7 @@ _UPLOAD_FORM: dict[str, Any] = {
     }
 }
 
-Purpose = Literal["fine-tune", "fine-tune-results", "batch", "user_data"]
+Purpose = Literal["fine-tune", "fine-tune-results", "batch", "batch_output", "user_data"]
 
 
 class FileObject(BaseModel):

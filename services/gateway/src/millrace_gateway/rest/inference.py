@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from millrace_gateway.inference import EXTENSIONS, Asked, check_request, reference
-from millrace_gateway.inference_engine import Place
+from millrace_gateway.placement import Place
 from millrace_gateway.rest import tensors, text_tensors
 from millrace_gateway.rest.caller import Caller, CallerOf
 from millrace_gateway.rest.generations import while_connected

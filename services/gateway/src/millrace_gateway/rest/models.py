@@ -45,7 +45,11 @@ class ServedVersion(BaseModel):
 
 
 class Model(BaseModel):
-    """A model that is served. ``versions`` and ``aliases`` are beyond the OpenAI API."""
+    """A model that is served, or a checkpoint of it (``model:ckpt-step-N``).
+
+    The last three are beyond the OpenAI API: ``versions`` are loaded now; ``checkpoint_steps``
+    are those that can be asked for, and are loaded then.
+    """
 
     id: str
     object: Literal["model"] = "model"
@@ -53,6 +57,7 @@ class Model(BaseModel):
     owned_by: str
     versions: list[ServedVersion]
     aliases: dict[str, int]
+    checkpoint_steps: list[int]
 
 
 class ModelDeleted(BaseModel):
@@ -99,17 +104,20 @@ class Quarantine(RequestBody):
 
 @ROUTER.get("/v1/models", response_model=ListObject[Model])
 async def list_models(caller: CallerOf) -> dict[str, Any]:
-    """The models that can be asked now, tuned ones too."""
+    """The models that can be asked now, tuned ones too, each with its loaded checkpoints."""
     routes = caller.gateway.generator.routes.of_tenant(caller.tenant)
-    return page_of([_model(found) for found in routes], has_more=False)
+    found = [one for known in routes for one in (_model(known), *_checkpoints(known))]
+    return page_of(found, has_more=False)
 
 
 @ROUTER.get("/v1/models/{model}", response_model=Model)
 async def get_model(model: str, caller: CallerOf) -> Model:
-    found, pinned = caller.gateway.generator.routes.find(caller.tenant, model)
-    if pinned:
-        route.candidates(found, pinned)
-    return _model(found)
+    named = caller.gateway.generator.routes.named(caller.tenant, model)
+    if named.is_step:
+        return _checkpoint(named.route, model, int(named.pinned))
+    if named.pinned:
+        route.candidates(named.route, named.pinned)
+    return _model(named.route)
 
 
 @ROUTER.delete("/v1/models/{model}", response_model=ModelDeleted)
@@ -150,7 +158,7 @@ async def list_versions(
 
 @ROUTER.get("/v1/versions/{reference}", response_model=Version, tags=["versions"])
 async def get_version(reference: str, caller: CallerOf) -> Version:
-    """The version that ``model``, ``model@7`` or ``model@alias`` means."""
+    """The version that ``model``, ``model@7``, ``model@alias`` or ``model:ckpt-step-400`` means."""
     return _version(caller, await resolve(caller, reference))
 
 
@@ -175,16 +183,38 @@ def _model(found: route.Route) -> Model:
         id=found.model,
         created=found.created_seconds,
         owned_by=found.tenant,
-        versions=[
-            ServedVersion(
-                version=target.version,
-                share=target.share,
-                artifact=target.artifact_digest,
-                context_length=target.context_length,
-            )
-            for target in found.targets
-        ],
+        versions=[_served(target) for target in found.targets],
         aliases=dict(found.aliases),
+        checkpoint_steps=sorted(found.steps),
+    )
+
+
+def _checkpoints(found: route.Route) -> list[Model]:
+    """Those that are loaded, oldest first."""
+    return [
+        _checkpoint(found, f"{found.model}:ckpt-step-{step}", version)
+        for step, version in sorted(found.steps.items())
+        if found.has_loaded(version)
+    ]
+
+
+def _checkpoint(found: route.Route, id: str, version: int) -> Model:
+    return Model(
+        id=id,
+        created=found.created_seconds,
+        owned_by=found.tenant,
+        versions=[_served(target) for target in found.targets if target.version == version],
+        aliases={alias: number for alias, number in found.aliases.items() if number == version},
+        checkpoint_steps=[],
+    )
+
+
+def _served(target: route.Target) -> ServedVersion:
+    return ServedVersion(
+        version=target.version,
+        share=target.share,
+        artifact=target.artifact_digest,
+        context_length=target.context_length,
     )
 
 

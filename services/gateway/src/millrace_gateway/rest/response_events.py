@@ -49,6 +49,7 @@ class GrowingResponse:
             "output": [],
             "usage": None,
             "system_fingerprint": fingerprint(bundle),
+            "service_tier": bundle.first.service_tier,
         }
 
     def begin(self) -> list[bytes]:

@@ -186,6 +186,7 @@ class ResponseObject(BaseModel):
     output: list[dict[str, Any]]
     usage: dict[str, Any] | None
     system_fingerprint: str
+    service_tier: Literal["default", "flex", "priority"]
 
 
 @ROUTER.post(
@@ -274,6 +275,7 @@ def _asked(caller: Caller, body: ResponseRequest, tools: ToolPlan) -> generation
         },
         principal=caller.principal,
         service_tier=body.service_tier,
+        is_streamed=bool(body.stream),
     )
 
 

@@ -21,6 +21,7 @@ from millrace_runtime.errors import FailedPrecondition, InvalidArgument
 
 _TEXT_INPUTS = ("prompt", "sampling")
 _DEFAULT_MAX_TOKENS = 20  # as the protocol has it
+_VECTORS = {"embedding", "embedding_index"}
 
 
 class GenerateBody(BaseModel):
@@ -119,7 +120,15 @@ def joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if "logprobs" in whole:
         lists = [orjson.loads(part["logprobs"]) for part in parts if "logprobs" in part]
         whole["logprobs"] = orjson.dumps([entry for part in lists for entry in part]).decode()
+    for vectors in _VECTORS & whole.keys():
+        # One element came by itself, not in a list.
+        lists = [part[vectors] for part in parts if vectors in part]
+        whole[vectors] = [value for part in lists for value in _as_list(part)]
     return whole
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _own_parameters(response: Any) -> dict[str, Any]:

@@ -10,22 +10,37 @@ Inputs (``prompt`` or ``input_ids``, not both)
     ``sampling``   BYTES [1]  JSON object with any of: max_tokens (at most, and without it, what
         fits the context; 0 with prompt_logprobs), temperature (default 1; 0 is greedy), top_p,
         top_k, seed, stop (string or list), presence_penalty, frequency_penalty, n (only 1),
-        ignore_eos, logprobs (0 to 20: so many alternatives with each generated token),
-        prompt_logprobs (true: the same for the prompt), logit_bias (token id -> -100 to 100),
-        response_format ({"type": "json_schema", "schema"}, {"type": "json_object"} or {"type":
-        "regex", "pattern"}: the answer keeps to it; see ``constraint.py``)
+        ignore_eos, stream (default true; false: all in one response, or, while it takes long,
+        one every second, so that the caller knows that it goes on), logprobs (0 to 20: so many
+        alternatives with each generated token), prompt_logprobs (true: the same for the prompt),
+        logit_bias (token id -> -100 to 100), response_format ({"type": "json_schema", "schema"},
+        {"type": "json_object"} or {"type": "regex", "pattern"}: the answer keeps to it; see
+        ``constraint.py``). Or embed and nothing else: true for a vector of the prompt in place of
+        an answer; or {"sizes": list, "dimensions": int} for those of as many inputs as there are
+        sizes, which stand in the prompt one after the other, each of so many characters or token
+        ids, and of each vector its first dimensions, in unit length again (``embedding.py``)
+Parameters of a request
+    ``group``   string: the answer leaves with those of the same group, as ``group.py`` says; not
+        together with log-probabilities and logit_bias
+    ``cancel``  string: the request of this id in the group is to end; the inputs are not looked at
 Outputs of every response
     ``text``           BYTES [1]  text since the last response, always whole characters
     ``token_count``    INT32 [1]  tokens generated since then, an end-of-text token included
     ``finish_reason``  BYTES [1]  "" until the last response: "stop" or "length"
     ``logprobs``       BYTES [1]  when asked for: JSON list with one entry a generated token,
         {"id", "token", "logprob", "bytes", "top": [{"id", "token", "logprob", "bytes"}, …]}
+Outputs of responses to embed, each input's once, the shortest inputs' first
+    ``embedding``        FP32 [inputs, dimensions]  in unit length
+    ``embedding_index``  INT32 [inputs]  whose they are
 Outputs of the last response only
     ``prompt_token_count``  INT32 [1]
     ``timing``              BYTES [1]  JSON {"queue_seconds", "first_token_seconds",
         "total_seconds"}, each counted from arrival
     ``prompt_logprobs``     BYTES [1]  when asked for: JSON list, the same entry for each token of
         the prompt; the first one's "logprob" is null
+Output of a group's responses, alone
+    ``batch``  BYTES [1]  JSON list of the members' responses: objects of the outputs above, with
+        the "id" of the request
 
 Log-probabilities are natural, and the model's own: in float32, before temperature, penalties,
 bias and ``response_format`` (an answer may hold a token that the model thinks unlikely). A special
@@ -35,10 +50,9 @@ A mistake in the request is answered with the error code INVALID_ARG, a request 
 cancelled with CANCELLED, and once the generation thread has died everything with UNAVAILABLE.
 
 One thread generates and sends. GenAI's ``step`` holds the GIL and a send waits for Triton, so the
-thread shares its time: after each step it sends for at most ``SEND_SHARE`` of what the step took.
-At low load every token is sent at once; at high load a stream's tokens gather until its turn.
-What needs log-probabilities or a bias is sent by the scorer's thread instead (``scorer.py``), and
-a grammar not seen before is first tried in a third (``grammar.py``).
+thread shares its time (``delivery.py``). What needs log-probabilities or a bias is sent by the
+scorer's thread instead (``scorer.py``), vectors by the embedder's (``embedder.py``), and a grammar
+not seen before is first tried in a thread of its own (``grammar.py``).
 """
 
 import json
@@ -55,17 +69,20 @@ import openvino as ov
 import openvino_genai as genai
 import triton_python_backend_utils as pb_utils
 from constraint import Constraint, parse_constraint
+from delivery import Delivery
+from embedder import Embedder
 from forward import Forward
 from grammar import GrammarCheck, structured
+from group import Member
 from sampling import Sampling, parse_sampling
 from scorer import Scorer
-from stream import Delta, Stream, fail, respond, take
+from stream import Stream, take
 from text_stream import TextStream, token_bytes, token_names
 
 CANCEL_POLL_SECONDS = 0.05
-SEND_SHARE = 0.5
 GIL_SWITCH_SECONDS = 0.0005
 TOKENIZERS = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
+RUNNING = genai.GenerationStatus.RUNNING
 FINISH_REASONS = {
     genai.GenerationFinishReason.NONE: "",
     genai.GenerationFinishReason.STOP: "stop",
@@ -92,7 +109,9 @@ class TritonPythonModel:
         visible = self.tokenizer.decode([[token] for token in range(max(pieces.values()) + 1)])
         self.spelling = token_bytes(pieces, visible)
         names = token_names(pieces, len(visible))
-        self.scorer = Scorer(Forward(artifact, setting["threads"]), self.spelling, names)
+        forward = Forward(artifact, setting["threads"])
+        self.scorer = Scorer(forward, self.spelling, names)
+        self.embedder = Embedder(forward, self._encode, len(visible), self.context_tokens)
         self.grammars = GrammarCheck(artifact, len(visible))
         self.checker = ThreadPoolExecutor(max_workers=1)
         self.lock = threading.Condition()
@@ -100,7 +119,8 @@ class TritonPythonModel:
         self.failure = ""
         self.closing = False
         self.active: list[Stream] = []
-        self.unsent: deque[Stream] = deque()
+        self.delivery = Delivery()
+        self.look_at = 0.0
         sys.setswitchinterval(GIL_SWITCH_SECONDS)
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
@@ -108,27 +128,23 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
             sender = request.get_response_sender()
-            try:
-                stream = self._parse(request, sender)
-            except (ValueError, TypeError, KeyError, RuntimeError) as error:
-                # GenAI's RuntimeError says on its last line which value is out of range.
-                lines = str(error).strip().splitlines() or [type(error).__name__]
-                fail(sender, "INVALID_ARG", lines[-1])
-            else:
+            if stream := self.delivery.receive(request, sender, self._parse):
                 self._start(stream)
 
     def finalize(self) -> None:
         """Called when no request is left."""
         self.checker.shutdown()
         self.scorer.close()
+        self.embedder.close()
         with self.lock:
             self.closing = True
             self.lock.notify()
         self.thread.join()
 
-    def _parse(self, request: Any, sender: Any) -> Stream:
+    def _parse(self, inputs: dict[str, Any], sender: Any, member: Member | None) -> Stream | None:
         arrived = time.monotonic()
-        inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        if not member and self.embedder.take(inputs, sender):
+            return None
         prompt = self._prompt(inputs)
         room = self.context_tokens - prompt.size
         if room < 0:
@@ -141,7 +157,7 @@ class TritonPythonModel:
             constraint = parse_constraint(sampling.response_format)
         config = self._config(sampling, constraint)
         text = TextStream(sampling.stops)
-        return Stream(sender, prompt, config, sampling, constraint, text, arrived)
+        return Stream(sender, prompt, config, sampling, constraint, text, arrived, member)
 
     def _config(self, sampling: Sampling, constraint: Constraint | None) -> Any:
         config = genai.GenerationConfig(**sampling.options)
@@ -165,6 +181,10 @@ class TritonPythonModel:
             raise ValueError("the prompt is empty or has ids outside the vocabulary")
         return prompt
 
+    def _encode(self, text: str) -> Any:
+        """Token ids of a text that is no prompt: with the special tokens the tokenizer adds."""
+        return np.array(self.tokenizer.encode(text, add_special_tokens=True).input_ids.data[0])
+
     def _start(self, stream: Stream) -> None:
         constraint = stream.constraint
         if constraint is None:
@@ -179,10 +199,10 @@ class TritonPythonModel:
         try:
             refusal = self.grammars.refusal(stream.constraint.kind, stream.constraint.text)
         except Exception as error:
-            fail(stream.sender, "UNAVAILABLE", f"grammars cannot be checked: {error}")
+            self.delivery.fail(stream, "UNAVAILABLE", f"grammars cannot be checked: {error}")
             return
         if refusal:
-            fail(stream.sender, "INVALID_ARG", f"response_format: {refusal}")
+            self.delivery.fail(stream, "INVALID_ARG", f"response_format: {refusal}")
         else:
             self._enter(stream)
 
@@ -197,7 +217,7 @@ class TritonPythonModel:
                 self.waiting.append(stream)
                 self.lock.notify()
                 return
-        fail(stream.sender, "UNAVAILABLE", self.failure)
+        self.delivery.fail(stream, "UNAVAILABLE", self.failure)
 
     # The generation thread
 
@@ -220,15 +240,14 @@ class TritonPythonModel:
                 number += 1
                 prompt = ov.Tensor(stream.prompt)
                 stream.handle = self.pipeline.add_request(number, prompt, stream.config)
-            began = time.monotonic()
             if self.pipeline.has_non_finished_requests():
                 self.pipeline.step()
             now = time.monotonic()
-            for stream in self.active:
-                self._read(stream, now)
-            self._send(until=now + SEND_SHARE * (now - began))
-            for stream in self.active:
-                self._check(stream, now)
+            self._send(now)
+            if now >= self.look_at:
+                self.look_at = now + CANCEL_POLL_SECONDS
+                for stream in self.active:
+                    self._check(stream)
             self.active = [stream for stream in self.active if not stream.closed]
 
     def _await_work(self) -> bool:
@@ -242,52 +261,49 @@ class TritonPythonModel:
             admitted = [self.waiting.popleft() for _ in range(free)]
             self.active += admitted
         for stream in admitted:
-            stream.admitted = stream.checked = time.monotonic()
+            stream.admitted = time.monotonic()
         return admitted
 
-    def _read(self, stream: Stream, now: float) -> None:
-        """Take what the last step produced."""
-        before = stream.delta.token_count
-        while not stream.finish_reason and stream.handle.can_read():
+    def _send(self, now: float) -> None:
+        """Send what is due after a step: everything when it is time, else firsts and ends."""
+        is_time = self.delivery.is_time(now)
+        for stream in self.active:
+            if is_time or stream.watches or stream.handle.get_status() != RUNNING:
+                self._read(stream)
+                if is_time or stream.finish_reason or not stream.first_token:
+                    self._hand_on(stream, now)
+        self.delivery.flush(now, is_time)
+
+    def _read(self, stream: Stream) -> None:
+        """Take what was produced since the last time."""
+        tokens: list[int] = []
+        reason = ""
+        while not reason and stream.handle.can_read():
             for output in stream.handle.read().values():
+                tokens += output.generated_ids
                 reason = FINISH_REASONS[output.finish_reason]
-                take(stream, output.generated_ids, reason, self.spelling)
-        if stream.delta.token_count and not before:
-            self._hand_on(stream, now)
+        if tokens or reason:
+            take(stream, tokens, reason, self.spelling)
 
     def _hand_on(self, stream: Stream, now: float) -> None:
-        """To the scorer, or to be sent; who has nothing yet goes first."""
-        is_first = not stream.first_token
+        """To the client, or to the scorer."""
+        if not stream.delta.token_count and not stream.finish_reason:
+            return
         stream.first_token = stream.first_token or now
         if stream.job:
             self.scorer.push(stream)
-            if stream.finish_reason:
-                self._close(stream)
-        elif is_first:
-            self.unsent.appendleft(stream)
         else:
-            self.unsent.append(stream)
+            self.delivery.put(stream, now)
+        if stream.finish_reason:
+            self._close(stream)
 
-    def _send(self, until: float) -> None:
-        """Send at least one delta, and go on while there is time; the longest waiting first."""
-        while self.unsent:
-            stream = self.unsent.popleft()
-            if not stream.closed:
-                respond(stream, stream.delta, stream.finish_reason)
-                stream.delta = Delta()
-                if stream.finish_reason:
-                    self._close(stream)
-            if time.monotonic() >= until:
-                return
-
-    def _check(self, stream: Stream, now: float) -> None:
+    def _check(self, stream: Stream) -> None:
         """End the stream when its client has gone or the engine has given up on it."""
-        if stream.closed or stream.finish_reason or now - stream.checked < CANCEL_POLL_SECONDS:
+        if stream.closed or stream.finish_reason:
             return
-        stream.checked = now
         if stream.job and stream.job.has_ended:
             self._close(stream)
-        elif stream.sender.is_cancelled():
+        elif stream.is_cancelled():
             self._close(stream, "CANCELLED", "cancelled by the client")
         elif stream.handle.get_status() == genai.GenerationStatus.IGNORED:
             self._close(stream, "INVALID_ARG", "the prompt does not fit the KV cache")
@@ -299,7 +315,7 @@ class TritonPythonModel:
             if stream.job:
                 self.scorer.end(stream, code, message)
             else:
-                fail(stream.sender, code, message)
+                self.delivery.fail(stream, code, message)
         stream.closed = True
 
 

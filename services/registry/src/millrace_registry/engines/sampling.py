@@ -20,7 +20,7 @@ PLAIN = {
     "frequency_penalty": ("frequency_penalty", float),
     "ignore_eos": ("ignore_eos", bool),
 }
-SPECIAL = {"n", "stop", "logprobs", "prompt_logprobs", "logit_bias", "response_format"}
+SPECIAL = {"n", "stop", "stream", "logprobs", "prompt_logprobs", "logit_bias", "response_format"}
 MOST_ALTERNATIVES = 20
 LARGEST_BIAS = 100
 
@@ -41,6 +41,7 @@ class Sampling:
     prompt_logprobs: bool
     logit_bias: dict[int, float]
     response_format: Any
+    is_streamed: bool
 
     @property
     def is_scored(self) -> bool:
@@ -75,9 +76,10 @@ def parse_sampling(document: bytes, room_tokens: int) -> Sampling:
         _stops(given.get("stop", [])),
         _max_tokens(given, room_tokens),
         _logprobs(given),
-        _prompt_logprobs(given),
+        _flag("prompt_logprobs", given, False),
         _logit_bias(given.get("logit_bias", {})),
         given.get("response_format"),
+        _flag("stream", given, True),
     )
     _check_together(sampling)
     # At least one for GenerationConfig, which is not asked when there are none.
@@ -133,10 +135,10 @@ def _logprobs(given: dict[str, Any]) -> int | None:
     return int(asked)
 
 
-def _prompt_logprobs(given: dict[str, Any]) -> bool:
-    asked = given.get("prompt_logprobs", False)
+def _flag(key: str, given: dict[str, Any], default: bool) -> bool:
+    asked = given.get(key, default)
     if not isinstance(asked, bool):
-        raise ValueError(f"prompt_logprobs must be true or false, not {asked!r}")
+        raise ValueError(f"{key} must be true or false, not {asked!r}")
     return asked
 
 

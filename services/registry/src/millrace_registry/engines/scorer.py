@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from forward import Continuation, Forward
+from group import fail
 from logprobs import Entries
 from sampler import Sampler
-from stream import Delta, Stream, fail, respond, take
+from stream import Delta, Stream, respond, take
 
 CANCEL_POLL_SECONDS = 0.05
 # Each sequence has a key/value cache in float32; more of them wait.
@@ -192,7 +193,7 @@ class Scorer:
         now = time.monotonic()
         if now - job.checked >= CANCEL_POLL_SECONDS:
             job.checked = now
-            if job.stream.sender.is_cancelled():
+            if job.stream.is_cancelled():
                 raise Failed("CANCELLED", "cancelled by the client")
 
     def _feed(self, job: Job, sequence: Continuation, count: int) -> Any:

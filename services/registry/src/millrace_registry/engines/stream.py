@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from constraint import Constraint
+from group import FINAL, Member
 from sampling import Sampling
 from text_stream import TextStream
 
@@ -33,7 +34,9 @@ class Delta:
 class Stream:
     """One request on its way. Times are seconds of ``time.monotonic``.
 
-    ``job`` is the scorer's, when it has a part in the request; then the scorer alone answers.
+    ``member`` is there when the request's answer leaves with those of others. ``job`` is the
+    scorer's, when it has a part in the request; then the scorer alone answers. Before ``due``
+    nothing but the end is sent.
     """
 
     sender: Any
@@ -43,14 +46,25 @@ class Stream:
     constraint: Constraint | None
     text: TextStream
     arrived: float
+    member: Member | None = None
     admitted: float = 0.0
     first_token: float = 0.0
-    checked: float = 0.0
+    due: float = 0.0
     handle: Any = None
     job: Any = None
     delta: Delta = field(default_factory=Delta)
     finish_reason: str = ""
     closed: bool = False
+
+    @property
+    def watches(self) -> bool:
+        """Whether each step is to be looked at: for the first token, or for a stop string."""
+        return not self.first_token or bool(self.sampling.stops)
+
+    def is_cancelled(self) -> bool:
+        if self.member is not None and self.member.has_been_cancelled:
+            return True
+        return bool(self.sender.is_cancelled())
 
 
 def take(stream: Stream, tokens: Sequence[int], reason: str, spelling: Sequence[bytes]) -> None:
@@ -71,6 +85,15 @@ def take(stream: Stream, tokens: Sequence[int], reason: str, spelling: Sequence[
 
 def respond(stream: Stream, delta: Delta, reason: str, prompt_logprobs: Sequence[str] = ()) -> None:
     """Send one response; ``reason`` is "" but for the last."""
+    outputs = outputs_of(stream, delta, reason, prompt_logprobs)
+    tensors = [tensor(name, value) for name, value in outputs.items()]
+    stream.sender.send(pb_utils.InferenceResponse(tensors), flags=FINAL if reason else 0)
+
+
+def outputs_of(
+    stream: Stream, delta: Delta, reason: str, prompt_logprobs: Sequence[str] = ()
+) -> dict[str, str | int]:
+    """What a response says, by the outputs' names."""
     outputs: dict[str, str | int] = {
         "text": delta.text,
         "token_count": delta.token_count,
@@ -83,15 +106,7 @@ def respond(stream: Stream, delta: Delta, reason: str, prompt_logprobs: Sequence
         outputs["timing"] = timing(stream)
         if prompt_logprobs:
             outputs["prompt_logprobs"] = f"[{','.join(prompt_logprobs)}]"
-    flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if reason else 0
-    tensors = [tensor(name, value) for name, value in outputs.items()]
-    stream.sender.send(pb_utils.InferenceResponse(tensors), flags=flags)
-
-
-def fail(sender: Any, code: str, message: str) -> None:
-    error = pb_utils.TritonError(message, getattr(pb_utils.TritonError, code))
-    response = pb_utils.InferenceResponse(error=error)
-    sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    return outputs
 
 
 def timing(stream: Stream) -> str:

@@ -32,6 +32,8 @@ class _TargetEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Target.ValueTy
     """OpenVINO IR, 8-bit weights, for CPUs."""
     TARGET_OPENVINO_FP32: _Target.ValueType  # 2
     """OpenVINO IR, 32-bit weights: the reference."""
+    TARGET_SAFETENSORS: _Target.ValueType  # 3
+    """The checkpoint's own weights in safetensors, for GPUs: the reference there."""
 
 class Target(_Target, metaclass=_TargetEnumTypeWrapper):
     """What a checkpoint is compressed for."""
@@ -41,6 +43,8 @@ TARGET_OPENVINO_INT8: Target.ValueType  # 1
 """OpenVINO IR, 8-bit weights, for CPUs."""
 TARGET_OPENVINO_FP32: Target.ValueType  # 2
 """OpenVINO IR, 32-bit weights: the reference."""
+TARGET_SAFETENSORS: Target.ValueType  # 3
+"""The checkpoint's own weights in safetensors, for GPUs: the reference there."""
 Global___Target: _TypeAlias = Target  # noqa: Y015
 
 @_typing.final

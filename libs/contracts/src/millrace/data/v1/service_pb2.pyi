@@ -32,6 +32,7 @@ class _FilePurposeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FilePurpo
     FILE_PURPOSE_FINE_TUNE_RESULTS: _FilePurpose.ValueType  # 2
     FILE_PURPOSE_BATCH: _FilePurpose.ValueType  # 3
     FILE_PURPOSE_USER_DATA: _FilePurpose.ValueType  # 4
+    FILE_PURPOSE_BATCH_OUTPUT: _FilePurpose.ValueType  # 5
 
 class FilePurpose(_FilePurpose, metaclass=_FilePurposeEnumTypeWrapper):
     """What a file is for, as the OpenAI API has it."""
@@ -41,6 +42,7 @@ FILE_PURPOSE_FINE_TUNE: FilePurpose.ValueType  # 1
 FILE_PURPOSE_FINE_TUNE_RESULTS: FilePurpose.ValueType  # 2
 FILE_PURPOSE_BATCH: FilePurpose.ValueType  # 3
 FILE_PURPOSE_USER_DATA: FilePurpose.ValueType  # 4
+FILE_PURPOSE_BATCH_OUTPUT: FilePurpose.ValueType  # 5
 Global___FilePurpose: _TypeAlias = FilePurpose  # noqa: Y015
 
 @_typing.final

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n millrace/gateway/v1/events.proto\x12\x13millrace.gateway.v1\"\x19\n\nKeyCreated\x12\x0b\n\x03key\x18\x01 \x01(\t\"\x19\n\nKeyUpdated\x12\x0b\n\x03key\x18\x01 \x01(\t\"\x19\n\nKeyRevoked\x12\x0b\n\x03key\x18\x01 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n millrace/gateway/v1/events.proto\x12\x13millrace.gateway.v1\"\x19\n\nKeyCreated\x12\x0b\n\x03key\x18\x01 \x01(\t\"\x19\n\nKeyUpdated\x12\x0b\n\x03key\x18\x01 \x01(\t\"\x19\n\nKeyRevoked\x12\x0b\n\x03key\x18\x01 \x01(\t\"\x1d\n\x0c\x42\x61tchCreated\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\t\"B\n\x0e\x42\x61tchCompleted\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\t\x12\x11\n\tcompleted\x18\x02 \x01(\x03\x12\x0e\n\x06\x66\x61iled\x18\x03 \x01(\x03\"-\n\x0b\x42\x61tchFailed\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x1f\n\x0e\x42\x61tchCancelled\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\t\"\x1d\n\x0c\x42\x61tchExpired\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,4 +37,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_KEYUPDATED']._serialized_end=109
   _globals['_KEYREVOKED']._serialized_start=111
   _globals['_KEYREVOKED']._serialized_end=136
+  _globals['_BATCHCREATED']._serialized_start=138
+  _globals['_BATCHCREATED']._serialized_end=167
+  _globals['_BATCHCOMPLETED']._serialized_start=169
+  _globals['_BATCHCOMPLETED']._serialized_end=235
+  _globals['_BATCHFAILED']._serialized_start=237
+  _globals['_BATCHFAILED']._serialized_end=282
+  _globals['_BATCHCANCELLED']._serialized_start=284
+  _globals['_BATCHCANCELLED']._serialized_end=315
+  _globals['_BATCHEXPIRED']._serialized_start=317
+  _globals['_BATCHEXPIRED']._serialized_end=346
 # @@protoc_insertion_point(module_scope)

@@ -290,6 +290,81 @@ class CanaryStrategy(_message.Message):
 Global___CanaryStrategy: _TypeAlias = CanaryStrategy  # noqa: Y015
 
 @_typing.final
+class QueuePolicy(_message.Message):
+    """How requests to a model wait, at each gateway, when its engines are busy. What is absent is as the
+    gateway's settings say. The terms are those of Triton's ModelQueuePolicy.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_QUEUE_SIZE_FIELD_NUMBER: _builtins.int
+    DEFAULT_TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    max_queue_size: _builtins.int
+    """Requests to the model that may wait; what is beyond is refused (RESOURCE_EXHAUSTED)."""
+    default_timeout_seconds: _builtins.float
+    """How long one may wait before it is refused."""
+    def __init__(
+        self,
+        *,
+        max_queue_size: _builtins.int | None = ...,
+        default_timeout_seconds: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_default_timeout_seconds", b"_default_timeout_seconds", "_max_queue_size", b"_max_queue_size", "default_timeout_seconds", b"default_timeout_seconds", "max_queue_size", b"max_queue_size"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_default_timeout_seconds", b"_default_timeout_seconds", "_max_queue_size", b"_max_queue_size", "default_timeout_seconds", b"default_timeout_seconds", "max_queue_size", b"max_queue_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__default_timeout_seconds: _TypeAlias = _typing.Literal["default_timeout_seconds"]  # noqa: Y015
+    _WhichOneofArgType__default_timeout_seconds: _TypeAlias = _typing.Literal["_default_timeout_seconds", b"_default_timeout_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__max_queue_size: _TypeAlias = _typing.Literal["max_queue_size"]  # noqa: Y015
+    _WhichOneofArgType__max_queue_size: _TypeAlias = _typing.Literal["_max_queue_size", b"_max_queue_size"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__default_timeout_seconds) -> _WhichOneofReturnType__default_timeout_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_queue_size) -> _WhichOneofReturnType__max_queue_size | None: ...
+
+Global___QueuePolicy: _TypeAlias = QueuePolicy  # noqa: Y015
+
+@_typing.final
+class Serving(_message.Message):
+    """How Triton runs the versions of a model; a change loads them again. What is absent is the default.
+    The terms are those of Triton's model_config.proto. Its dynamic batcher is not among them: the
+    engines batch in flight.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_COUNT_FIELD_NUMBER: _builtins.int
+    MAX_BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    QUEUE_POLICY_FIELD_NUMBER: _builtins.int
+    instance_count: _builtins.int
+    """Engines of each version side by side; each has its own weights, cache and threads."""
+    max_batch_size: _builtins.int
+    """Sequences that one engine computes together."""
+    @_builtins.property
+    def queue_policy(self) -> Global___QueuePolicy: ...
+    def __init__(
+        self,
+        *,
+        instance_count: _builtins.int | None = ...,
+        max_batch_size: _builtins.int | None = ...,
+        queue_policy: Global___QueuePolicy | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_instance_count", b"_instance_count", "_max_batch_size", b"_max_batch_size", "instance_count", b"instance_count", "max_batch_size", b"max_batch_size", "queue_policy", b"queue_policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_instance_count", b"_instance_count", "_max_batch_size", b"_max_batch_size", "instance_count", b"instance_count", "max_batch_size", b"max_batch_size", "queue_policy", b"queue_policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__instance_count: _TypeAlias = _typing.Literal["instance_count"]  # noqa: Y015
+    _WhichOneofArgType__instance_count: _TypeAlias = _typing.Literal["_instance_count", b"_instance_count"]  # noqa: Y015
+    _WhichOneofReturnType__max_batch_size: _TypeAlias = _typing.Literal["max_batch_size"]  # noqa: Y015
+    _WhichOneofArgType__max_batch_size: _TypeAlias = _typing.Literal["_max_batch_size", b"_max_batch_size"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__instance_count) -> _WhichOneofReturnType__instance_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_batch_size) -> _WhichOneofReturnType__max_batch_size | None: ...
+
+Global___Serving: _TypeAlias = Serving  # noqa: Y015
+
+@_typing.final
 class Deployment(_message.Message):
     """Desired state: how one model is served."""
 
@@ -304,6 +379,7 @@ class Deployment(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    SERVING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """tenants/{tenant}/deployments/{deployment}"""
     model: _builtins.str
@@ -321,6 +397,8 @@ class Deployment(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def serving(self) -> Global___Serving: ...
     def __init__(
         self,
         *,
@@ -333,10 +411,11 @@ class Deployment(_message.Message):
         etag: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        serving: Global___Serving | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "gate", b"gate", "strategy", b"strategy", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "gate", b"gate", "serving", b"serving", "strategy", b"strategy", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "etag", b"etag", "gate", b"gate", "model", b"model", "name", b"name", "strategy", b"strategy", "targets", b"targets", "tracking", b"tracking", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "etag", b"etag", "gate", b"gate", "model", b"model", "name", b"name", "serving", b"serving", "strategy", b"strategy", "targets", b"targets", "tracking", b"tracking", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -711,6 +790,47 @@ class ResolveVersionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResolveVersionResponse: _TypeAlias = ResolveVersionResponse  # noqa: Y015
+
+@_typing.final
+class HoldVersionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldVersionRequest: _TypeAlias = HoldVersionRequest  # noqa: Y015
+
+@_typing.final
+class HoldVersionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when, unless it is asked for again."""
+
+    def __init__(
+        self,
+        *,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldVersionResponse: _TypeAlias = HoldVersionResponse  # noqa: Y015
 
 @_typing.final
 class QuarantineVersionRequest(_message.Message):
@@ -1170,6 +1290,26 @@ class RouteTarget(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class OtherTokensEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     VERSION_FIELD_NUMBER: _builtins.int
     SHARE_FIELD_NUMBER: _builtins.int
     ENDPOINTS_FIELD_NUMBER: _builtins.int
@@ -1179,6 +1319,7 @@ class RouteTarget(_message.Message):
     BOS_TOKEN_FIELD_NUMBER: _builtins.int
     EOS_TOKEN_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    OTHER_TOKENS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     share: _builtins.float
     """Share of the requests to the model, in [0, 1]; a route adds up to 1. A version with
@@ -1198,6 +1339,10 @@ class RouteTarget(_message.Message):
     def endpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """host:port of a Triton gRPC endpoint."""
 
+    @_builtins.property
+    def other_tokens(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Further ones, by the names that templates have for them: pad_token, unk_token, …"""
+
     def __init__(
         self,
         *,
@@ -1210,10 +1355,11 @@ class RouteTarget(_message.Message):
         bos_token: _builtins.str = ...,
         eos_token: _builtins.str = ...,
         traceparent: _builtins.str = ...,
+        other_tokens: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "bos_token", b"bos_token", "chat_template", b"chat_template", "context_length", b"context_length", "endpoints", b"endpoints", "eos_token", b"eos_token", "share", b"share", "traceparent", b"traceparent", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "bos_token", b"bos_token", "chat_template", b"chat_template", "context_length", b"context_length", "endpoints", b"endpoints", "eos_token", b"eos_token", "other_tokens", b"other_tokens", "share", b"share", "traceparent", b"traceparent", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1243,12 +1389,34 @@ class Route(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class StepsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     TENANT_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     TRITON_MODEL_FIELD_NUMBER: _builtins.int
     TARGETS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     ALIASES_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    QUEUE_POLICY_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     model: _builtins.str
     triton_model: _builtins.str
@@ -1259,6 +1427,14 @@ class Route(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def aliases(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
+    @_builtins.property
+    def steps(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
+        """Step of a checkpoint -> the newest version made of it, loaded or not (HoldVersion): what
+        `model:ckpt-step-N` means. The newest of them, where there are very many.
+        """
+
+    @_builtins.property
+    def queue_policy(self) -> Global___QueuePolicy: ...
     def __init__(
         self,
         *,
@@ -1268,10 +1444,12 @@ class Route(_message.Message):
         targets: _abc.Iterable[Global___RouteTarget] | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         aliases: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        steps: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
+        queue_policy: Global___QueuePolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "queue_policy", b"queue_policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "create_time", b"create_time", "model", b"model", "targets", b"targets", "tenant", b"tenant", "triton_model", b"triton_model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "create_time", b"create_time", "model", b"model", "queue_policy", b"queue_policy", "steps", b"steps", "targets", b"targets", "tenant", b"tenant", "triton_model", b"triton_model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -70,6 +70,11 @@ class RegistryServiceStub:
                 request_serializer=millrace_dot_registry_dot_v1_dot_service__pb2.ResolveVersionRequest.SerializeToString,
                 response_deserializer=millrace_dot_registry_dot_v1_dot_service__pb2.ResolveVersionResponse.FromString,
                 _registered_method=True)
+        self.HoldVersion = channel.unary_unary(
+                '/millrace.registry.v1.RegistryService/HoldVersion',
+                request_serializer=millrace_dot_registry_dot_v1_dot_service__pb2.HoldVersionRequest.SerializeToString,
+                response_deserializer=millrace_dot_registry_dot_v1_dot_service__pb2.HoldVersionResponse.FromString,
+                _registered_method=True)
         self.QuarantineVersion = channel.unary_unary(
                 '/millrace.registry.v1.RegistryService/QuarantineVersion',
                 request_serializer=millrace_dot_registry_dot_v1_dot_service__pb2.QuarantineVersionRequest.SerializeToString,
@@ -179,7 +184,15 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ResolveVersion(self, request, context):
-        """`demo`, `demo@7`, `demo@champion` -> the version meant.
+        """`demo`, `demo@7`, `demo@champion`, `demo:ckpt-step-400` -> the version meant.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def HoldVersion(self, request, context):
+        """Keeps a version loaded for a while, though it does not serve. Called by every gateway for
+        `demo:ckpt-step-400`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -307,6 +320,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.ResolveVersion,
                     request_deserializer=millrace_dot_registry_dot_v1_dot_service__pb2.ResolveVersionRequest.FromString,
                     response_serializer=millrace_dot_registry_dot_v1_dot_service__pb2.ResolveVersionResponse.SerializeToString,
+            ),
+            'HoldVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.HoldVersion,
+                    request_deserializer=millrace_dot_registry_dot_v1_dot_service__pb2.HoldVersionRequest.FromString,
+                    response_serializer=millrace_dot_registry_dot_v1_dot_service__pb2.HoldVersionResponse.SerializeToString,
             ),
             'QuarantineVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.QuarantineVersion,
@@ -564,6 +582,33 @@ class RegistryService:
             '/millrace.registry.v1.RegistryService/ResolveVersion',
             millrace_dot_registry_dot_v1_dot_service__pb2.ResolveVersionRequest.SerializeToString,
             millrace_dot_registry_dot_v1_dot_service__pb2.ResolveVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HoldVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/millrace.registry.v1.RegistryService/HoldVersion',
+            millrace_dot_registry_dot_v1_dot_service__pb2.HoldVersionRequest.SerializeToString,
+            millrace_dot_registry_dot_v1_dot_service__pb2.HoldVersionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,7 +41,11 @@ class RegistryServiceStub:
     GetVersion: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetVersionRequest, _service_pb2.GetVersionResponse]
     ListVersions: _grpc.UnaryUnaryMultiCallable[_service_pb2.ListVersionsRequest, _service_pb2.ListVersionsResponse]
     ResolveVersion: _grpc.UnaryUnaryMultiCallable[_service_pb2.ResolveVersionRequest, _service_pb2.ResolveVersionResponse]
-    """`demo`, `demo@7`, `demo@champion` -> the version meant."""
+    """`demo`, `demo@7`, `demo@champion`, `demo:ckpt-step-400` -> the version meant."""
+    HoldVersion: _grpc.UnaryUnaryMultiCallable[_service_pb2.HoldVersionRequest, _service_pb2.HoldVersionResponse]
+    """Keeps a version loaded for a while, though it does not serve. Called by every gateway for
+    `demo:ckpt-step-400`.
+    """
     QuarantineVersion: _grpc.UnaryUnaryMultiCallable[_service_pb2.QuarantineVersionRequest, _service_pb2.QuarantineVersionResponse]
     """Takes a version out of service, for good."""
     CreateDeployment: _grpc.UnaryUnaryMultiCallable[_service_pb2.CreateDeploymentRequest, _service_pb2.CreateDeploymentResponse]
@@ -78,7 +82,11 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     GetVersion: _aio.UnaryUnaryMultiCallable[_service_pb2.GetVersionRequest, _service_pb2.GetVersionResponse]  # type: ignore[assignment]
     ListVersions: _aio.UnaryUnaryMultiCallable[_service_pb2.ListVersionsRequest, _service_pb2.ListVersionsResponse]  # type: ignore[assignment]
     ResolveVersion: _aio.UnaryUnaryMultiCallable[_service_pb2.ResolveVersionRequest, _service_pb2.ResolveVersionResponse]  # type: ignore[assignment]
-    """`demo`, `demo@7`, `demo@champion` -> the version meant."""
+    """`demo`, `demo@7`, `demo@champion`, `demo:ckpt-step-400` -> the version meant."""
+    HoldVersion: _aio.UnaryUnaryMultiCallable[_service_pb2.HoldVersionRequest, _service_pb2.HoldVersionResponse]  # type: ignore[assignment]
+    """Keeps a version loaded for a while, though it does not serve. Called by every gateway for
+    `demo:ckpt-step-400`.
+    """
     QuarantineVersion: _aio.UnaryUnaryMultiCallable[_service_pb2.QuarantineVersionRequest, _service_pb2.QuarantineVersionResponse]  # type: ignore[assignment]
     """Takes a version out of service, for good."""
     CreateDeployment: _aio.UnaryUnaryMultiCallable[_service_pb2.CreateDeploymentRequest, _service_pb2.CreateDeploymentResponse]  # type: ignore[assignment]
@@ -154,7 +162,17 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _service_pb2.ResolveVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.ResolveVersionResponse, _abc.Awaitable[_service_pb2.ResolveVersionResponse]]:
-        """`demo`, `demo@7`, `demo@champion` -> the version meant."""
+        """`demo`, `demo@7`, `demo@champion`, `demo:ckpt-step-400` -> the version meant."""
+
+    @_abc_1.abstractmethod
+    def HoldVersion(
+        self,
+        request: _service_pb2.HoldVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.HoldVersionResponse, _abc.Awaitable[_service_pb2.HoldVersionResponse]]:
+        """Keeps a version loaded for a while, though it does not serve. Called by every gateway for
+        `demo:ckpt-step-400`.
+        """
 
     @_abc_1.abstractmethod
     def QuarantineVersion(

@@ -1,0 +1,105 @@
+"""A checkpoint as an artifact: its own weights, byte for byte, for engines of safetensors."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from millrace_compressor.jobs.evaluate import (
+    LATENCY_PROMPT_TOKENS,
+    LATENCY_RUNS,
+    LATENCY_TOKENS,
+    Logits,
+)
+from millrace_runtime.jobs import JobError
+
+WEIGHTS = "*.safetensors"
+# Nothing else goes along: neither pickles nor code that a checkpoint may carry.
+_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+
+
+def convert(model: Path, output: Path) -> None:
+    """Copy the model in ``model`` (as ``save_pretrained`` leaves it) to ``output``.
+
+    Raises:
+        JobError: CHECKPOINT_INVALID, when it has no weights that can be read.
+    """
+    weights = sorted(model.glob(WEIGHTS))
+    if not weights:
+        raise JobError("CHECKPOINT_INVALID", "the checkpoint has no weights in safetensors")
+    output.mkdir(parents=True, exist_ok=True)
+    for path in [*weights, *(model / name for name in _FILES)]:
+        if path.exists():
+            shutil.copyfile(path, output / path.name)
+
+
+def inspect(output: Path) -> float:
+    """Check that every file of weights can be read; return the share of them in 8 bits, none.
+
+    Raises:
+        JobError: CHECKPOINT_INVALID, naming the file.
+    """
+    for path in sorted(output.glob(WEIGHTS)):
+        try:
+            tensors = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise JobError("CHECKPOINT_INVALID", f"{path.name}: {error}") from error
+        if not tensors:
+            raise JobError("CHECKPOINT_INVALID", f"{path.name} has no tensors")
+    return 0.0
+
+
+def size_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob(WEIGHTS))
+
+
+class Artifact:
+    """The artifact in its own precision, through transformers, as its engine runs it."""
+
+    def __init__(self, directory: Path) -> None:
+        started = time.perf_counter()
+        self._model: Any = AutoModelForCausalLM.from_pretrained(
+            directory, dtype="auto", local_files_only=True, use_safetensors=True
+        )
+        self._load_seconds = time.perf_counter() - started
+
+    @torch.inference_mode()
+    def logits(self, ids: NDArray[np.int64]) -> Logits:
+        out: Logits = self._model(input_ids=torch.from_numpy(ids)).logits.float().numpy()
+        return out
+
+    def latency(self, prompt: NDArray[np.int64]) -> dict[str, Any]:
+        """Load time, and the medians of the first token's and each further token's time."""
+        runs = [self._generate(prompt) for _ in range(LATENCY_RUNS + 1)][1:]
+        first, each = (float(np.median(column)) for column in zip(*runs, strict=True))
+        return {
+            "load_seconds": self._load_seconds,
+            "first_token_seconds": first,
+            "token_seconds": each,
+        }
+
+    @torch.inference_mode()
+    def _generate(self, prompt: NDArray[np.int64]) -> tuple[float, float]:
+        """Seconds to the first token, and seconds a token after it; greedily, one stream."""
+        ids, cache, moments = torch.from_numpy(prompt[None, :LATENCY_PROMPT_TOKENS]), None, []
+        started = time.perf_counter()
+        for _ in range(LATENCY_TOKENS):
+            told = self._model(input_ids=ids, past_key_values=cache, use_cache=True)
+            ids, cache = told.logits[:, -1:].argmax(-1), told.past_key_values
+            moments.append(time.perf_counter() - started)
+        return moments[0], (moments[-1] - moments[0]) / (LATENCY_TOKENS - 1)

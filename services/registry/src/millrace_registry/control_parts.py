@@ -1,0 +1,50 @@
+"""What the control of one Triton endpoint is made of."""
+
+from collections.abc import Callable
+from datetime import timedelta
+
+from millrace_registry.control import Controller
+from millrace_registry.control_store import ControlStore
+from millrace_registry.events import FactRecorder
+from millrace_registry.repository import ModelRepository
+from millrace_registry.settings import RegistrySettings
+from millrace_registry.triton import Triton
+from millrace_registry.triton_config import EngineSettings
+from millrace_runtime import names, owner
+from millrace_runtime.content import ContentStore
+from millrace_runtime.database import Database
+from millrace_runtime.settings import secret
+
+
+def control_of(
+    settings: RegistrySettings,
+    database: Database,
+    record: FactRecorder,
+    content: ContentStore,
+    ring: Callable[[], None],
+) -> tuple[ControlStore, Controller]:
+    """The endpoint's records, and what brings the endpoint to what they say.
+
+    Args:
+        ring: wakes whoever publishes facts.
+    """
+    endpoint = settings.triton_grpc_address
+    control = ControlStore(
+        database,
+        record,
+        endpoint=endpoint,
+        owner=owner.this_process(),
+        lease_seconds=settings.lease_seconds,
+    )
+    engine = EngineSettings(threads=settings.engine_threads)
+    controller = Controller(
+        control,
+        Triton(endpoint, secret(settings.triton_control_key)),
+        ModelRepository(settings.triton_model_repository, engine),
+        content,
+        endpoint=endpoint,
+        life=names.new_id("controller"),
+        drain=timedelta(seconds=settings.drain_seconds_of_versions),
+        ring=ring,
+    )
+    return control, controller
