@@ -12,11 +12,12 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from urllib.parse import urlsplit
 
-import aiohttp
+import uvloop
 
-_DATA = b"data: "
-_DONE = b"[DONE]"
+from tests.bench.connection import TOKENS, Connection, request
 
 
 @dataclass(frozen=True)
@@ -63,59 +64,43 @@ def run(plan: Plan) -> Report:
 
 
 async def carry_out(plan: Plan) -> Report:
-    report = Report()
-    headers = {"authorization": f"Bearer {plan.key}"}
-    connector = aiohttp.TCPConnector(limit=plan.streams)
-    async with aiohttp.ClientSession(headers=headers, connector=connector) as session:
-        started = time.perf_counter()
-        await asyncio.gather(*(_one_stream(session, plan, report) for _ in range(plan.streams)))
-        report.seconds = time.perf_counter() - started
+    report, asked = Report(), _request(plan)
+    host, port = urlsplit(plan.url).netloc.split(":")
+    loop = asyncio.get_running_loop()
+    connections = [
+        (await loop.create_connection(Connection, host, int(port)))[1] for _ in range(plan.streams)
+    ]
+    started = time.perf_counter()
+    await asyncio.gather(*(_one_stream(each, asked, plan, report) for each in connections))
+    report.seconds = time.perf_counter() - started
     return report
 
 
-async def _one_stream(session: aiohttp.ClientSession, plan: Plan, report: Report) -> None:
-    ask = _ask_for_stream if plan.is_streamed else _ask
+async def _one_stream(connection: Connection, asked: bytes, plan: Plan, report: Report) -> None:
     for _ in range(plan.requests):
         started = time.perf_counter()
-        tokens = await ask(session, plan, report)
-        report.tokens += tokens  # in one go: other streams add to it during the await
+        answer = await connection.ask(asked)
         report.latencies.append(time.perf_counter() - started)
+        tokens = TOKENS.search(answer)
+        assert answer[9:12] == b"200" and tokens is not None, answer
+        report.tokens += int(tokens[1])
         report.requests += 1
+        if plan.is_streamed:
+            report.first.append(connection.pieces[0] - started)
+            report.gaps += [later - earlier for earlier, later in pairwise(connection.pieces)]
 
 
-def _body(plan: Plan) -> dict[str, object]:
-    return {
+def _request(plan: Plan) -> bytes:
+    body = {
         "model": plan.model,
         "messages": [{"role": "user", "content": plan.prompt}],
         "max_tokens": plan.max_tokens,
         "temperature": 0,
     }
-
-
-async def _ask(session: aiohttp.ClientSession, plan: Plan, _report: Report) -> int:
-    url = f"{plan.url}/chat/completions"
-    async with session.post(url, json=_body(plan)) as response:
-        answer = await response.json()
-        assert response.status == 200, answer
-        return int(answer["usage"]["completion_tokens"])
-
-
-async def _ask_for_stream(session: aiohttp.ClientSession, plan: Plan, report: Report) -> int:
-    body = {**_body(plan), "stream": True, "stream_options": {"include_usage": True}}
-    last, seen, usage = time.perf_counter(), False, b""
-    async with session.post(f"{plan.url}/chat/completions", json=body) as response:
-        assert response.status == 200, await response.text()
-        async for line in response.content:
-            if not line.startswith(_DATA) or line.startswith(_DATA + _DONE):
-                continue
-            usage = line
-            if b'"content":"' not in line or b'"content":""' in line:
-                continue
-            now = time.perf_counter()
-            (report.gaps if seen else report.first).append(now - last)
-            last, seen = now, True
-    return int(json.loads(usage[len(_DATA) :])["usage"]["completion_tokens"])
+    if plan.is_streamed:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    return request(f"{urlsplit(plan.url).path}/chat/completions", plan.key, body)
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(asyncio.run(carry_out(Plan(**json.loads(sys.argv[1])))))))
+    print(json.dumps(asdict(uvloop.run(carry_out(Plan(**json.loads(sys.argv[1])))))))

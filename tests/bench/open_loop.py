@@ -12,22 +12,17 @@ import asyncio
 import itertools
 import json
 import random
-import re
 import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import cast
 
 import uvloop
 
-_HEAD_END = b"\r\n\r\n"
-_CHUNKS_END = b"0\r\n\r\n"
-_LENGTH = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
-_TOKENS = re.compile(rb'"completion_tokens":(\d+)')
-_KEPT_BYTES = 1024  # of an answer's end: enough for its usage
+from tests.bench.connection import TOKENS, Connection, request
+
 _LAST_ANSWERS_SECONDS = 60.0
 
 
@@ -108,64 +103,6 @@ def run(plan: Plan) -> dict[str, Seen]:
     return {name: Seen(**seen) for name, seen in json.loads(ended.stdout).items()}
 
 
-class _Connection(asyncio.Protocol):
-    """One request at a time; ``first_byte`` is when the body of its answer began."""
-
-    def __init__(self) -> None:
-        self.is_open = False
-        self.head = b""
-        self.first_byte = 0.0
-        self._transport: asyncio.WriteTransport | None = None
-        self._answer = b""
-        self._left: int | None = None  # of a body of known length
-        self._is_in_body = False
-        self.done: asyncio.Future[bytes] | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport, self.is_open = cast(asyncio.WriteTransport, transport), True
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.is_open = False
-        if self.done is not None and not self.done.done():
-            self.done.set_result(b"HTTP/1.1 000 broken off\r\n\r\n" + self._answer)
-
-    def ask(self, request: bytes) -> "asyncio.Future[bytes]":
-        """The answer: its head, and the end of its body."""
-        assert self._transport is not None
-        self._answer, self._left, self._is_in_body = b"", None, False
-        self.head, self.first_byte = b"", 0.0
-        self.done = asyncio.get_running_loop().create_future()
-        self._transport.write(request)
-        return self.done
-
-    def data_received(self, data: bytes) -> None:
-        if not self._is_in_body:
-            data = self._begin(data)
-        if not data:
-            return
-        self.first_byte = self.first_byte or time.perf_counter()
-        self._answer = (self._answer + data)[-_KEPT_BYTES:]
-        if self._left is not None:
-            self._left -= len(data)
-        if self._left == 0 or (self._left is None and self._answer.endswith(_CHUNKS_END)):
-            self._end()
-
-    def _begin(self, data: bytes) -> bytes:
-        """What is left of ``data`` when the head is complete; nothing before."""
-        head, end, body = (self._answer + data).partition(_HEAD_END)
-        if not end:
-            self._answer += data
-            return b""
-        self.head, self._answer, self._is_in_body = head, b"", True
-        found = _LENGTH.search(head)
-        self._left = int(found[1]) if found else None
-        return body
-
-    def _end(self) -> None:
-        if self.done is not None and not self.done.done():
-            self.done.set_result(self.head + _HEAD_END + self._answer)
-
-
 class Crowd:
     """All flows of a plan, over as many connections as they need at once."""
 
@@ -173,7 +110,7 @@ class Crowd:
         host, port = plan.address.split(":")
         self._host, self._port = host, int(port)
         self._plan = plan
-        self._idle: deque[_Connection] = deque()
+        self._idle: deque[Connection] = deque()
         self._numbers = itertools.count()
         self._asking: set[asyncio.Task[None]] = set()
         self.seen = {flow.name: Seen(seconds=plan.seconds) for flow in plan.flows}
@@ -216,13 +153,13 @@ class Crowd:
             self._idle.append(connection)
         self._count(flow, due, late, connection.first_byte, ended, answer)
 
-    async def _connection(self) -> _Connection:
+    async def _connection(self) -> Connection:
         while self._idle:
             connection = self._idle.pop()
             if connection.is_open:
                 return connection
         loop = asyncio.get_running_loop()
-        _, made = await loop.create_connection(_Connection, self._host, self._port)
+        _, made = await loop.create_connection(Connection, self._host, self._port)
         return made
 
     def _request(self, flow: Flow) -> bytes:
@@ -236,19 +173,13 @@ class Crowd:
             "stream_options": {"include_usage": True},
             **({"service_tier": flow.tier} if flow.tier else {}),
         }
-        content = json.dumps(body).encode()
-        head = (
-            "POST /v1/chat/completions HTTP/1.1\r\nhost: gateway\r\n"
-            f"authorization: Bearer {flow.key}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(content)}\r\n\r\n"
-        )
-        return head.encode() + content
+        return request("/v1/chat/completions", flow.key, body)
 
     def _count(
         self, flow: Flow, due: float, late: float, first: float, ended: float, answer: bytes
     ) -> None:
         seen, status = self.seen[flow.name], answer[9:12]
-        tokens = _TOKENS.search(answer)
+        tokens = TOKENS.search(answer)
         is_whole = status == b"200" and tokens is not None and b"[DONE]" in answer
         if is_whole and tokens is not None and self._begin <= ended < self._end:
             seen.tokens += int(tokens[1])

@@ -9,7 +9,7 @@ Copied beside ``model.py`` into the Triton repository, so free of imports from t
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from group import FINAL, Groups, Member, fail
@@ -18,6 +18,9 @@ from stream import Delta, Stream, outputs_of, respond
 SEND_SECONDS = 0.010
 SEND_SHARE = 0.33
 WHOLE_SECONDS = 1.0
+LOOK_SECONDS = 0.020
+# Of requests without a group so many are asked after at a look, in turn.
+LOOKS_AT_ONCE = 6
 
 Parse = Callable[[dict[str, Any], Any, Member | None], Stream | None]
 
@@ -27,7 +30,8 @@ class Delivery:
 
     def __init__(self) -> None:
         self._groups = Groups()
-        self._send_at = 0.0
+        self._send_at = self._look_at = 0.0
+        self._turn = 0
 
     def receive(self, request: Any, sender: Any, parse: Parse) -> Stream | None:
         """The stream that a request becomes; None when it is answered already.
@@ -77,6 +81,29 @@ class Delivery:
         else:
             respond(stream, delta, stream.finish_reason)
 
+    def is_time_to_look(self, now: float) -> bool:
+        """Whether it is time to ask who has gone."""
+        if now < self._look_at:
+            return False
+        self._look_at = now + LOOK_SECONDS
+        return True
+
+    def cancelled(self, streams: Sequence[Stream]) -> list[Stream]:
+        """Those that have not ended, and whose clients are known to have gone."""
+        self._groups.poll()
+        streams = [stream for stream in streams if _may_be_asked_after(stream)]
+        alone = [stream for stream in streams if not stream.member]
+        turns = range(self._turn, self._turn + min(LOOKS_AT_ONCE, len(alone)))
+        self._turn = turns.stop
+        looked_at = [alone[turn % len(alone)] for turn in turns]
+        members = [stream for stream in streams if stream.member]
+        return [stream for stream in (*members, *looked_at) if stream.is_cancelled()]
+
+    def was_given_up(self, stream: Stream, now: float) -> bool:
+        """Whether the client of a stream that waited has gone meanwhile."""
+        has_waited = now - stream.arrived > LOOK_SECONDS
+        return has_waited and _may_be_asked_after(stream) and bool(stream.is_cancelled())
+
     def flush(self, now: float, was_time: bool) -> None:
         """Send what was put for groups; ``now`` is when this round of sending began."""
         self._groups.flush()
@@ -89,6 +116,14 @@ class Delivery:
             self._groups.leave(member, code, message)
         else:
             fail(sender, code, message)
+
+
+def _may_be_asked_after(stream: Stream) -> bool:
+    """Triton crashes when it is asked whether a request is cancelled that has ended.
+
+    What the scorer answers may end at any moment, and the scorer asks by itself.
+    """
+    return not (stream.job or stream.finish_reason or stream.closed)
 
 
 def _check(stream: Stream) -> None:

@@ -52,6 +52,18 @@ class Groups:
             if group is not None and identifier in group.members:
                 group.members[identifier].has_been_cancelled = True
 
+    def poll(self) -> None:
+        """Cancel the members of every group whose call has been cancelled.
+
+        A group is on one call: its oldest member is asked for all, since asking takes a while.
+        """
+        with self._lock:
+            for group in self._groups.values():
+                leader = next(iter(group.members.values()), None)
+                if leader is not None and leader.sender.is_cancelled():
+                    for member in group.members.values():
+                        member.has_been_cancelled = True
+
     def put(self, member: "Member", outputs: Mapping[str, str | int], is_last: bool) -> None:
         """Add to the member's next batch. The request ends with ``is_last``."""
         with self._lock:

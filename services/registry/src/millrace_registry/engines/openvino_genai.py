@@ -79,7 +79,6 @@ from scorer import Scorer
 from stream import Stream, take
 from text_stream import TextStream, token_bytes, token_names
 
-CANCEL_POLL_SECONDS = 0.05
 GIL_SWITCH_SECONDS = 0.0005
 TOKENIZERS = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
 RUNNING = genai.GenerationStatus.RUNNING
@@ -120,7 +119,6 @@ class TritonPythonModel:
         self.closing = False
         self.active: list[Stream] = []
         self.delivery = Delivery()
-        self.look_at = 0.0
         sys.setswitchinterval(GIL_SWITCH_SECONDS)
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
@@ -244,10 +242,8 @@ class TritonPythonModel:
                 self.pipeline.step()
             now = time.monotonic()
             self._send(now)
-            if now >= self.look_at:
-                self.look_at = now + CANCEL_POLL_SECONDS
-                for stream in self.active:
-                    self._check(stream)
+            if self.delivery.is_time_to_look(now):
+                self._look()
             self.active = [stream for stream in self.active if not stream.closed]
 
     def _await_work(self) -> bool:
@@ -256,13 +252,20 @@ class TritonPythonModel:
         return not self.closing
 
     def _admit(self) -> list[Stream]:
-        with self.lock:
-            free = min(self.max_sequences - len(self.active), len(self.waiting))
-            admitted = [self.waiting.popleft() for _ in range(free)]
-            self.active += admitted
-        for stream in admitted:
-            stream.admitted = time.monotonic()
+        admitted: list[Stream] = []
+        while len(self.active) < self.max_sequences and (stream := self._next()):
+            now = time.monotonic()
+            if self.delivery.was_given_up(stream, now):
+                self._close(stream, "CANCELLED", "cancelled by the client")
+            else:
+                stream.admitted = now
+                admitted.append(stream)
+                self.active.append(stream)
         return admitted
+
+    def _next(self) -> Stream | None:
+        with self.lock:
+            return self.waiting.popleft() if self.waiting else None
 
     def _send(self, now: float) -> None:
         """Send what is due after a step: everything when it is time, else firsts and ends."""
@@ -297,16 +300,17 @@ class TritonPythonModel:
         if stream.finish_reason:
             self._close(stream)
 
-    def _check(self, stream: Stream) -> None:
-        """End the stream when its client has gone or the engine has given up on it."""
-        if stream.closed or stream.finish_reason:
-            return
-        if stream.job and stream.job.has_ended:
-            self._close(stream)
-        elif stream.is_cancelled():
+    def _look(self) -> None:
+        """End what nobody waits for, what the scorer has ended, and what the engine gives up on."""
+        for stream in self.delivery.cancelled(self.active):
             self._close(stream, "CANCELLED", "cancelled by the client")
-        elif stream.handle.get_status() == genai.GenerationStatus.IGNORED:
-            self._close(stream, "INVALID_ARG", "the prompt does not fit the KV cache")
+        for stream in self.active:
+            if stream.closed or stream.finish_reason:
+                continue
+            if stream.job and stream.job.has_ended:
+                self._close(stream)
+            elif stream.handle.get_status() == genai.GenerationStatus.IGNORED:
+                self._close(stream, "INVALID_ARG", "the prompt does not fit the KV cache")
 
     def _close(self, stream: Stream, code: str = "", message: str = "") -> None:
         if stream.handle:

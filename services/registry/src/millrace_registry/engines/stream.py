@@ -62,8 +62,9 @@ class Stream:
         return not self.first_token or bool(self.sampling.stops)
 
     def is_cancelled(self) -> bool:
-        if self.member is not None and self.member.has_been_cancelled:
-            return True
+        """Of a request that has no group Triton is asked, which takes some 0.15 ms."""
+        if self.member is not None:
+            return bool(self.member.has_been_cancelled)
         return bool(self.sender.is_cancelled())
 
 

@@ -46,7 +46,6 @@ SUPPORTED = frozenset(
     {"max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "stream", "n", "ignore_eos"}
     | {"presence_penalty", "frequency_penalty", "logit_bias", "logprobs"}
 )
-CANCEL_POLL_SECONDS = 0.05
 GIB = 2**30
 
 
@@ -95,7 +94,6 @@ class TritonPythonModel:
         self.closing = False
         self.active: dict[str, Stream] = {}
         self.delivery = Delivery()
-        self.look_at = 0.0
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
 
@@ -171,8 +169,7 @@ class TritonPythonModel:
             self.batch.step(self._choose)
             now = time.monotonic()
             self._send(now)
-            if now >= self.look_at:
-                self.look_at = now + CANCEL_POLL_SECONDS
+            if self.delivery.is_time_to_look(now):
                 self._look()
             self.active = {name: one for name, one in self.active.items() if not one.closed}
 
@@ -182,12 +179,19 @@ class TritonPythonModel:
         return not self.closing
 
     def _admit(self) -> list[Stream]:
-        with self.lock:
-            free = min(self.max_sequences - len(self.active), len(self.waiting))
-            admitted = [self.waiting.popleft() for _ in range(free)]
-        for stream in admitted:
-            stream.admitted = time.monotonic()
+        admitted: list[Stream] = []
+        while len(self.active) + len(admitted) < self.max_sequences and (stream := self._next()):
+            now = time.monotonic()
+            if self.delivery.was_given_up(stream, now):
+                self._close(stream, "CANCELLED", "cancelled by the client")
+            else:
+                stream.admitted = now
+                admitted.append(stream)
         return admitted
+
+    def _next(self) -> Stream | None:
+        with self.lock:
+            return self.waiting.popleft() if self.waiting else None
 
     def _choose(self, names: Sequence[str], logits: torch.Tensor) -> list[int]:
         """The next token of each of the streams, which take it at once."""
@@ -227,9 +231,8 @@ class TritonPythonModel:
 
     def _look(self) -> None:
         """End the streams whose client has gone."""
-        for stream in self.active.values():
-            if not stream.closed and stream.is_cancelled():
-                self._close(stream, "CANCELLED", "cancelled by the client")
+        for stream in self.delivery.cancelled(list(self.active.values())):
+            self._close(stream, "CANCELLED", "cancelled by the client")
 
     def _close(self, stream: Stream, code: str = "", message: str = "") -> None:
         if stream.handle:
