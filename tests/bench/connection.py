@@ -13,7 +13,8 @@ from typing import cast
 TOKENS = re.compile(rb'"completion_tokens": ?(\d+)')
 _HEAD_END = b"\r\n\r\n"
 _CHUNKS_END = b"0\r\n\r\n"
-_LENGTH = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
+_LENGTH = re.compile(rb"\r\ncontent-length: (\d+)", re.IGNORECASE)
+_CLOSES = b"\r\nconnection: close"
 _KEPT_BYTES = 4096  # of an answer's end: enough for its usage
 _PIECE, _EMPTY_PIECE = b'"content":"', b'"content":""'
 
@@ -27,6 +28,11 @@ def request(path: str, key: str, body: Mapping[str, object]) -> bytes:
         f"content-length: {len(content)}\r\n\r\n"
     )
     return head.encode() + content
+
+
+async def connect(host: str, port: int) -> "Connection":
+    _, made = await asyncio.get_running_loop().create_connection(Connection, host, port)
+    return made
 
 
 class Connection(asyncio.Protocol):
@@ -91,5 +97,8 @@ class Connection(asyncio.Protocol):
         return body
 
     def _end(self) -> None:
+        if _CLOSES in self.head.lower() and self._transport is not None:
+            self.is_open = False
+            self._transport.close()
         if self.done is not None and not self.done.done():
             self.done.set_result(self.head + _HEAD_END + self._answer)

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-from tests.bench.connection import TOKENS, Connection, request
+from tests.bench.connection import TOKENS, Connection, connect, request
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,7 @@ def run(plan: Plan) -> Report:
 async def carry_out(plan: Plan) -> Report:
     report, asked = Report(), _request(plan)
     host, port = urlsplit(plan.url).netloc.split(":")
-    loop = asyncio.get_running_loop()
-    connections = [
-        (await loop.create_connection(Connection, host, int(port)))[1] for _ in range(plan.streams)
-    ]
+    connections = [await connect(host, int(port)) for _ in range(plan.streams)]
     started = time.perf_counter()
     await asyncio.gather(*(_one_stream(each, asked, plan, report) for each in connections))
     report.seconds = time.perf_counter() - started
@@ -79,6 +76,9 @@ async def carry_out(plan: Plan) -> Report:
 async def _one_stream(connection: Connection, asked: bytes, plan: Plan, report: Report) -> None:
     for _ in range(plan.requests):
         started = time.perf_counter()
+        if not connection.is_open:
+            host, port = urlsplit(plan.url).netloc.split(":")
+            connection = await connect(host, int(port))
         answer = await connection.ask(asked)
         report.latencies.append(time.perf_counter() - started)
         tokens = TOKENS.search(answer)

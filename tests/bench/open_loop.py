@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 
 import uvloop
 
-from tests.bench.connection import TOKENS, Connection, request
+from tests.bench.connection import TOKENS, Connection, connect, request
 
 _LAST_ANSWERS_SECONDS = 60.0
 
@@ -158,9 +158,7 @@ class Crowd:
             connection = self._idle.pop()
             if connection.is_open:
                 return connection
-        loop = asyncio.get_running_loop()
-        _, made = await loop.create_connection(Connection, self._host, self._port)
-        return made
+        return await connect(self._host, self._port)
 
     def _request(self, flow: Flow) -> bytes:
         """Each prompt differs from the beginning, as those of different clients do."""

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,7 @@ _SETTINGS = EngineSettings()
 _PROMPT = "def main(arguments: list[str]) -> int:"
 _RENDERED = f"<|im_start|>user\n{_PROMPT}<|im_end|>\n<|im_start|>assistant\n"
 _MAX_TOKENS = 256
-_ROUNDS = 3
+_ROUNDS = 5
 # Streams, the requests of each, and the least share of the engine's own tokens a second.
 _LOADS = ((1, 8, 0.90), (8, 6, None), (32, 4, 0.85), (64, 3, None))
 _MOST_GAP_SECONDS = 0.020
@@ -26,15 +27,17 @@ _MOST_ADDED_SECONDS = 0.003
 
 
 def measure(folder: Path, artifact: Path, say: Callable[[str], None]) -> list[Figure]:
-    """Bare and served in turn, round by round, so that both see the same machine."""
-    bare: dict[int, list[dict[str, Any]]] = {}
-    served: dict[int, list[Report]] = {}
-    for number in range(1, _ROUNDS + 1):
-        for streams, requests, _ in _LOADS:
-            bare.setdefault(streams, []).append(_bare(artifact, streams, requests))
-        for streams, report in _served(folder / f"round-{number}", artifact).items():
-            served.setdefault(streams, []).append(report)
-        say(f"road: round {number} of {_ROUNDS}")
+    """Bare and served in turn, load by load, so that both see the same machine."""
+    bare: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    served: dict[int, list[Report]] = defaultdict(list)
+    with processes.triton_server(folder / "road", artifact, _SETTINGS) as endpoint:
+        with processes.gateway(folder / "road-gateway", endpoint) as server:
+            load.run(_plan(server, 8, 1))  # warm
+            for number in range(1, _ROUNDS + 1):
+                for streams, requests, _ in _LOADS:
+                    bare[streams].append(_bare(artifact, streams, requests))
+                    served[streams].append(load.run(_plan(server, streams, requests)))
+                say(f"road: round {number} of {_ROUNDS}")
     return [
         figure
         for streams, _, goal in _LOADS
@@ -55,16 +58,6 @@ def _bare(artifact: Path, streams: int, requests: int) -> dict[str, Any]:
     ended = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
     found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
     return found
-
-
-def _served(folder: Path, artifact: Path) -> dict[int, Report]:
-    with processes.triton_server(folder, artifact, _SETTINGS) as endpoint:
-        with processes.gateway(folder / "gateway", endpoint) as server:
-            load.run(_plan(server, 8, 1))  # warm
-            return {
-                streams: load.run(_plan(server, streams, requests))
-                for streams, requests, _ in _LOADS
-            }
 
 
 def _plan(server: processes.Server, streams: int, requests: int) -> Plan:
