@@ -17,6 +17,17 @@ def version_that_answers(mesh: Mesh, model: str) -> str:
     return str(answer.headers["x-millrace-version"])
 
 
+def wait_for_versions(mesh: Mesh, tuned: FineTuningJob) -> None:
+    """A job succeeds with its last checkpoint; an earlier one may still be compressed then."""
+    saved = mesh.openai.fine_tuning.jobs.checkpoints.list(tuned.id).data
+    steps = {checkpoint.step_number for checkpoint in saved}
+
+    def are_versions() -> bool:
+        return steps <= set(mesh.get(f"/models/{tuned.fine_tuned_model}")["checkpoint_steps"])
+
+    mesh.until(are_versions, "all checkpoints have become versions", 240)
+
+
 def step_of(mesh: Mesh, version: str) -> int:
     return int(mesh.get(f"/versions/{version}")["checkpoint_step"])
 
@@ -47,6 +58,7 @@ def test_a_tuned_models_checkpoint_answers_by_the_name_that_its_job_tells(
     assert first.fine_tuned_model_checkpoint == (
         f"{tuned.fine_tuned_model}:ckpt-step-{first.step_number}"
     )
+    wait_for_versions(mesh, tuned)
     version = version_that_answers(mesh, first.fine_tuned_model_checkpoint)
     assert step_of(mesh, version) == first.step_number
     found = mesh.openai.models.retrieve(first.fine_tuned_model_checkpoint)
@@ -59,6 +71,7 @@ def test_a_step_that_was_not_saved_is_refused_with_those_that_were(
     mesh: Mesh, tuned: FineTuningJob
 ) -> None:
     saved = mesh.openai.fine_tuning.jobs.checkpoints.list(tuned.id).data
+    wait_for_versions(mesh, tuned)
     with pytest.raises(openai.NotFoundError) as caught:
         mesh.openai.completions.create(
             model=f"{tuned.fine_tuned_model}:ckpt-step-9999", prompt="import", max_tokens=2

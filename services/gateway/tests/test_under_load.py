@@ -332,9 +332,9 @@ def test_an_endpoint_that_fails_is_left_alone_and_taken_back(
     assert tries <= 2, "it is left alone"
     broken.answer = Answer(["ok"])
     wait_until(lambda: served_by(broken), 10, "it is tried again, and works")
-    good.answer = HELD
-    streams = [ask(client, stream=True) for _ in range(3)]
-    wait_until(lambda: good.running > 0, 5, "both are used again")
+    broken.answer = good.answer = HELD
+    streams = [ask(client, stream=True) for _ in range(2)]
+    wait_until(lambda: good.running == broken.running == 1, 5, "both are used again")
     for stream in streams:
         stream.close()
 
