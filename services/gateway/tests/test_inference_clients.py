@@ -397,6 +397,9 @@ def test_refusals(protocol: str, request: pytest.FixtureRequest, key: dict[str, 
         assert caught.value.status().removeprefix("StatusCode.") in statuses
     with pytest.raises(InferenceServerException, match="leave sequences out"):
         client.infer("sums", inputs, headers=key, sequence_id=5, sequence_start=True)
+    for parameter in ("group", "cancel"):  # with which a client could reach another's answers
+        with pytest.raises(InferenceServerException, match="the gateway's own use"):
+            client.infer("sums", inputs, headers=dict(key), parameters={parameter: "x"})
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
