@@ -3,11 +3,12 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 from nats.aio.client import Client
+from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
 from millrace.data.v1 import events_pb2
@@ -36,13 +37,19 @@ def ready(name: str, tenant: str = "acme", identifier: str = "") -> bytes:
 class Stage:
     """A consumer of dataset.ready whose handler does as it is told; publishes by hand."""
 
-    def __init__(self, server: NatsServer, name: str = "trainer", **options: Any) -> None:
+    def __init__(
+        self,
+        server: NatsServer,
+        name: str = "trainer",
+        slow_seconds: float = 0.0,
+        **options: Any,
+    ) -> None:
         self.seen: list[str] = []
         self.calls: list[str] = []
         self.errors: dict[str, Exception] = {}
         self.hold = threading.Event()
         self.held: set[str] = set()
-        self.slow_seconds = 0.0
+        self.slow_seconds = slow_seconds
         subscription = Subscription(events_pb2.DatasetReady, self._handle)
         self._server = server
         self._consumer = Consumer(name, [subscription], now=CLOCK, **options)
@@ -277,14 +284,38 @@ def test_facts_behind_a_slow_one_are_not_given_to_somebody_else(nats_server: Nat
             await bus.ensure_streams(client.jetstream())
             for number in range(8):
                 await client.jetstream().publish(SUBJECT, ready(f"slow {number}"))
-        async with Stage(nats_server, ack_wait_seconds=1.0) as busy:
-            busy.slow_seconds = 0.25
+        async with Stage(nats_server, slow_seconds=0.5, ack_wait_seconds=2.0) as busy:
             await until(lambda: bool(busy.calls))
-            async with Stage(nats_server, ack_wait_seconds=1.0) as idle:
+            async with Stage(nats_server, ack_wait_seconds=2.0) as idle:
+                assert len(busy.seen) < 8
                 await until(lambda: len(busy.seen) == 8)
                 await all_handled(busy)
                 assert idle.calls == []
 
+    asyncio.run(scenario())
+
+
+def test_a_consumer_ends_though_the_client_swallows_its_cancellation(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def swallowing(jetstream: JetStreamContext) -> None:
+        await ensure_streams(jetstream)
+        waiting.append(jetstream)
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(20)
+
+    async def scenario() -> None:
+        async with connected(nats_server) as client:
+            monkeypatch.setattr(bus, "ensure_streams", swallowing)
+            subscription = Subscription(events_pb2.DatasetReady, lambda _event: None)
+            consuming = asyncio.create_task(Consumer("trainer", [subscription]).run(client))
+            await until(lambda: len(waiting) == 2)  # for facts, and for replays
+            consuming.cancel()
+            await asyncio.wait({consuming}, timeout=10)
+            assert consuming.cancelled()
+
+    ensure_streams = bus.ensure_streams
+    waiting: list[JetStreamContext] = []
     asyncio.run(scenario())
 
 

@@ -3,11 +3,12 @@
 import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 from nats.aio.client import Client
+from nats.js.errors import NotFoundError
 from sqlalchemy import MetaData, select
 
 from millrace.data.v1 import events_pb2
@@ -59,9 +60,12 @@ async def until(condition: Callable[[], bool], timeout_seconds: float = 30.0) ->
 async def until_history(server: NatsServer, database: Database) -> Sequence[str]:
     """The stream's ids, when it holds every recorded fact."""
     async with asyncio.timeout(30):
-        while not set(recorded(database)) <= set(seen := await replay(server.url)):
+        while True:
+            with suppress(NotFoundError):  # while the relay has the stream made anew
+                seen = await replay(server.url)
+                if set(recorded(database)) <= set(seen):
+                    return seen
             await asyncio.sleep(0.1)
-    return seen
 
 
 @asynccontextmanager

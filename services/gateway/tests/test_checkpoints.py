@@ -99,15 +99,21 @@ def test_what_is_in_use_is_kept_loaded(mesh: Mesh) -> None:
 
 
 def test_why_it_is_not_loaded_is_said(mesh: Mesh) -> None:
-    mesh.registry.refused = "3 checkpoints of model 'demo' are in use now"
+    reason = "3 checkpoints of model 'demo' are in use now"
+    client = mesh.http()
 
-    def refusal() -> str:
+    def message() -> str:
         body = {"model": "demo:ckpt-step-100", "prompt": "hello"}
-        answer = mesh.http().post("/v1/completions", json=body)
+        answer = client.post("/v1/completions", json=body)
         assert answer.status_code == 503
         return str(answer.json()["error"]["message"])
 
-    wait_until(lambda: refusal() == mesh.registry.refused, 5, "the refusal is known")
+    mesh.registry.refused = reason
+    wait_until(lambda: message() == reason, 5, "the refusal is known")
+    # Each request after a refusal is told to the registry: only once it grants the last of them
+    # does it hear no more in the tests that follow.
+    mesh.registry.refused = ""
+    wait_until(lambda: message() != reason, 5, "the refusal is taken back")
 
 
 def test_a_step_that_is_none_is_told_which_there_are(mesh: Mesh) -> None:

@@ -52,7 +52,8 @@ class Child:
             self._log.say(f"{self.spec.name} {end}; starting it again in {delay:g} s")
             self._change(state.WAITING, last_end=end)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), delay)
+                async with asyncio.timeout(delay):
+                    await self._stopping.wait()
         await asyncio.gather(*(life.end for life in self._lives))
         self._change(state.STOPPED)
 

@@ -237,6 +237,7 @@ class Consumer:
         )
         try:
             while True:
+                _heed_cancellation()
                 fetch = subscription.fetch(_FETCH_BATCH, timeout=_FETCH_TIMEOUT_SECONDS)
                 try:
                     messages = await connection.unbroken(fetch)
@@ -335,6 +336,17 @@ class Consumer:
         _REFUSED.inc()
         # Acknowledged, so that a replay leaves its stream.
         await message.ack()
+
+
+def _heed_cancellation() -> None:
+    """End the task if it was asked to, though the client has swallowed that.
+
+    The client waits with ``asyncio.wait_for``, which until Python 3.12 returns a result that
+    comes at the same moment as the cancellation, and forgets the latter (cpython issue 86296).
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _is_replay(message: Msg) -> bool:

@@ -104,7 +104,8 @@ class Relay:
     async def _audit_for_ever(self, connection: Connection) -> None:
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._audit_is_due.wait(), _AUDIT_PERIOD_SECONDS)
+                async with asyncio.timeout(_AUDIT_PERIOD_SECONDS):
+                    await self._audit_is_due.wait()
             try:
                 await self._audit_once(connection)
             except Exception as error:  # as above
@@ -137,10 +138,9 @@ class Relay:
                     return
 
     async def _wait_for_ring(self) -> None:
-        try:
-            await asyncio.wait_for(self._doorbell.wait(), _IDLE_POLL_SECONDS)
-        except TimeoutError:
-            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_IDLE_POLL_SECONDS):
+                await self._doorbell.wait()
 
     async def _publish_batch(self, connection: Connection) -> int:
         async with self._batch:

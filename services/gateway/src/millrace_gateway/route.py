@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypeAlias
@@ -206,10 +207,9 @@ class RouteTable:
 
     async def wait_for_change(self, timeout_seconds: float) -> None:
         """Return when the table has been replaced, or after the timeout."""
-        try:
-            await asyncio.wait_for(self._changed.wait(), timeout_seconds)
-        except TimeoutError:
-            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                await self._changed.wait()
 
     def of_tenant(self, tenant: str) -> Sequence[Route]:
         """A tenant's routes, by model id."""
