@@ -1,7 +1,7 @@
 """What the registry's tests start from: stores on a real database, and a Triton that is played."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,11 @@ class FakeTriton:
         self.silent: set[Key] = set()
         self.asked: list[Key] = []
         self.loads = 0
+        self.on_index: Callable[[], None] = lambda: None
 
     def index(self) -> Mapping[Key, Loaded]:
         self._answer()
+        self.on_index()
         return dict(self.loaded)
 
     def load(self, model: str) -> None:

@@ -72,6 +72,19 @@ def test_the_next_one_has_a_canary_and_then_all_the_traffic(world: World) -> Non
     ]
 
 
+def test_a_step_is_in_the_routes_before_anything_is_loaded(world: World) -> None:
+    """Loading another model takes seconds; who hears that a version settled may ask for it now."""
+    world.serve(1)
+    world.finish(2)
+    world.look(3)
+    seen: list[dict[int, float]] = []
+    world.triton.on_index = lambda: seen.append(world.shares())
+    while world.shares() != {2: 1.0}:
+        seen.clear()
+        world.look()
+    assert seen == [{1: 0.75, 2: 0.25}, {2: 1.0}]
+
+
 def test_the_old_one_is_drained_unloaded_and_removed(world: World) -> None:
     world.serve(1)
     world.serve(2)

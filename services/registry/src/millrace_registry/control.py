@@ -92,6 +92,7 @@ class Controller:
         self._watched_since: datetime | None = None
         self._looked_until: datetime | None = None
         self._tidied_at: float | None = None
+        self._knows_who_answers = False  # since this process, or Triton, was away
 
     def look(self) -> None:
         """Compare, and act where desired and observed differ.
@@ -110,14 +111,16 @@ class Controller:
     def _look(self) -> None:
         index = self._index()
         if index is None:
-            self._watched_since = None
+            self._watched_since, self._knows_who_answers = None, False
             return
         self._watched_since = self._watched_since or self._now()
         self._forget_what_is_gone(index)
-        for desired in self._desired():
-            for found in desired.rollouts:
-                self._advance(desired, found)
+        present = self._desired()
+        advanced = [self._advance(each, found) for each in present for found in each.rollouts]
         wanted = self._desired()
+        if any(advanced) and self._knows_who_answers:
+            # Who hears of a step may act on it while the next version is loaded.
+            self._write_routes(wanted)
         for desired in wanted:
             try:
                 self._bring_in(desired, index)
@@ -128,7 +131,8 @@ class Controller:
             self._check(desired, index)
         # Read once more: a version may have been quarantined while it was brought in.
         wanted = self._desired()
-        self._store.write_routes([self._route(desired) for desired in wanted])
+        self._write_routes(wanted)
+        self._knows_who_answers = True
         # What is taken out now, no route leads to.
         self._take_out(wanted, index)
         self._tidy()
@@ -162,8 +166,8 @@ class Controller:
             self._tidied_at = now
             self._store.forget_traffic(self._now() - _TRAFFIC_KEPT)
 
-    def _advance(self, desired: Desired, found: Rollout) -> None:
-        """Take a rollout's next step, if there is one."""
+    def _advance(self, desired: Desired, found: Rollout) -> bool:
+        """Take a rollout's next step, if there is one; whether there was."""
         traffic = self._store.traffic(found.tenant, found.model)
         observed = self._observe(desired, found, traffic)
         new, _ = rules.step_traffic(found, observed)
@@ -173,7 +177,7 @@ class Controller:
                 found.requests, found.failures
             ):
                 self._store.count(found, new)
-            return
+            return False
         LOG.info("%s@%d: %s", found.model, found.to_version, action)
         with telemetry.span(
             f"rollout {type(action).__name__.lower()}",
@@ -185,6 +189,7 @@ class Controller:
             except RolloutChanged as error:
                 LOG.info("nothing done: %s", error)
         self._ring()
+        return True
 
     def _observe(
         self, desired: Desired, found: Rollout, traffic: Mapping[int, Traffic]
@@ -249,9 +254,7 @@ class Controller:
             kept = [v for v in kept if self._prepare(name, v)]
             missing = [v for v in missing if v in kept]
         if not kept:
-            if any(
-                model == name and loaded.state == "READY" for (model, _), loaded in index.items()
-            ):
+            if any(model == name and each.state == "READY" for (model, _), each in index.items()):
                 self._triton.unload(name)
             return
         if self._repository.list_versions(name, [v.number for v in kept], serving) or missing:
@@ -260,7 +263,7 @@ class Controller:
     def _is_wanted(self, desired: Desired, version: Version, loaded: Loaded | None) -> bool:
         if not desired.keeps(version):  # drains, and is not loaded again for that
             return loaded is not None and loaded.state == "READY"
-        health = self._health.get((_name_of(version), version.number), Health())
+        health = self._health.get((_name(desired), version.number), Health())
         if health.error and loaded is not None and loaded.state == "READY":
             return False  # Triton says READY of an engine that was killed; it must go first
         return not health.error or health.retry_at <= self._monotonic()
@@ -375,6 +378,9 @@ class Controller:
             health.answered_at, health.failed_checks, health.error = 0.0, 0, error
             health.retry_at = self._monotonic() + _REPAIR_SECONDS
 
+    def _write_routes(self, wanted: Sequence[Desired]) -> None:
+        self._store.write_routes([self._route(desired) for desired in wanted])
+
     def _route(self, desired: Desired) -> Route:
         name = _name(desired)
         answering = {n for (model, n), h in self._health.items() if model == name and h.answered_at}
@@ -392,7 +398,3 @@ class Controller:
 
 def _name(desired: Desired) -> str:
     return triton_model_name(desired.model.tenant, desired.model.id)
-
-
-def _name_of(version: Version) -> str:
-    return triton_model_name(version.tenant, version.model)
