@@ -14,6 +14,7 @@ TRANSFORMERS_FILES = (
     "constraint.py",
     "delivery.py",
     "group.py",
+    "intake.py",
     "logprobs.py",
     "paged.py",
     "sampling.py",

@@ -26,6 +26,7 @@ ENGINE_FILES = (
     "grammar.py",
     "group.py",
     "head.py",
+    "intake.py",
     "logprobs.py",
     "sampler.py",
     "sampling.py",

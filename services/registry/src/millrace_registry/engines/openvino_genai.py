@@ -59,7 +59,6 @@ import json
 import sys
 import threading
 import time
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -74,6 +73,7 @@ from embedder import Embedder
 from forward import Forward
 from grammar import GrammarCheck, structured
 from group import Member
+from intake import Intake, prompt_of, require_known, require_room
 from sampling import Sampling, parse_sampling
 from scorer import Scorer
 from stream import Stream, take
@@ -113,12 +113,9 @@ class TritonPythonModel:
         self.embedder = Embedder(forward, self._encode, len(visible), self.context_tokens)
         self.grammars = GrammarCheck(artifact, len(visible))
         self.checker = ThreadPoolExecutor(max_workers=1)
-        self.lock = threading.Condition()
-        self.waiting: deque[Stream] = deque()
-        self.failure = ""
-        self.closing = False
         self.active: list[Stream] = []
         self.delivery = Delivery()
+        self.intake = Intake(self.delivery)
         sys.setswitchinterval(GIL_SWITCH_SECONDS)
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
@@ -134,22 +131,17 @@ class TritonPythonModel:
         self.checker.shutdown()
         self.scorer.close()
         self.embedder.close()
-        with self.lock:
-            self.closing = True
-            self.lock.notify()
+        self.intake.close()
         self.thread.join()
 
     def _parse(self, inputs: dict[str, Any], sender: Any, member: Member | None) -> Stream | None:
         arrived = time.monotonic()
         if not member and self.embedder.take(inputs, sender):
             return None
-        prompt = self._prompt(inputs)
-        room = self.context_tokens - prompt.size
-        if room < 0:
-            raise ValueError(f"a prompt of {prompt.size} tokens does not fit the context")
+        prompt = prompt_of(inputs, self._encode_rendered, len(self.spelling))
+        room = require_room(self.context_tokens, prompt)
         sampling = parse_sampling(inputs["sampling"][0], room)
-        if wrong := [token for token in sampling.logit_bias if token >= len(self.spelling)]:
-            raise ValueError(f"logit_bias has {wrong[0]}, which is not in the vocabulary")
+        require_known(sampling.logit_bias, len(self.spelling))
         constraint = None
         if sampling.response_format is not None:
             constraint = parse_constraint(sampling.response_format)
@@ -166,18 +158,9 @@ class TritonPythonModel:
         config.validate()
         return config
 
-    def _prompt(self, inputs: dict[str, Any]) -> Any:
-        """Token ids of shape [1, n]."""
-        if ("prompt" in inputs) == ("input_ids" in inputs):
-            raise ValueError("give either prompt or input_ids")
-        if "input_ids" in inputs:
-            prompt = inputs["input_ids"].reshape(1, -1)
-        else:
-            text = inputs["prompt"][0].decode()
-            prompt = np.array(self.tokenizer.encode(text, add_special_tokens=False).input_ids.data)
-        if not prompt.size or prompt.min() < 0 or prompt.max() >= len(self.spelling):
-            raise ValueError("the prompt is empty or has ids outside the vocabulary")
-        return prompt
+    def _encode_rendered(self, text: str) -> Any:
+        """Token ids of a prompt, whose special tokens are in its text."""
+        return self.tokenizer.encode(text, add_special_tokens=False).input_ids.data
 
     def _encode(self, text: str) -> Any:
         """Token ids of a text that is no prompt: with the special tokens the tokenizer adds."""
@@ -208,14 +191,10 @@ class TritonPythonModel:
         if stream.sampling.is_generated_by_scorer:
             self.scorer.enter(stream)
             return
-        with self.lock:
-            if not self.failure:
-                if stream.sampling.is_scored:
-                    self.scorer.enter(stream)
-                self.waiting.append(stream)
-                self.lock.notify()
-                return
-        self.delivery.fail(stream, "UNAVAILABLE", self.failure)
+        if stream.sampling.is_scored:
+            self.scorer.enter(stream)
+        if failure := self.intake.enter(stream):
+            self._close(stream, "UNAVAILABLE", failure)
 
     # The generation thread
 
@@ -224,17 +203,17 @@ class TritonPythonModel:
         try:
             self._generate()
         except Exception as error:
-            with self.lock:
-                self.failure = f"the generation loop died: {error}"
-                left = [*self.waiting, *self.active]
-            pb_utils.Logger.log_error(self.failure)
-            for stream in left:
-                self._close(stream, "UNAVAILABLE", self.failure)
+            failure = f"the generation loop died: {error}"
+            pb_utils.Logger.log_error(failure)
+            for stream in (*self.intake.break_down(failure), *self.active):
+                self._close(stream, "UNAVAILABLE", failure)
 
     def _generate(self) -> None:
         number = 0
-        while self._await_work():
-            for stream in self._admit():
+        while self.intake.wait(bool(self.active)):
+            taken = self.intake.take(self.max_sequences - len(self.active))
+            self.active += taken
+            for stream in taken:
                 number += 1
                 prompt = ov.Tensor(stream.prompt)
                 stream.handle = self.pipeline.add_request(number, prompt, stream.config)
@@ -245,27 +224,6 @@ class TritonPythonModel:
             if self.delivery.is_time_to_look(now):
                 self._look()
             self.active = [stream for stream in self.active if not stream.closed]
-
-    def _await_work(self) -> bool:
-        with self.lock:
-            self.lock.wait_for(lambda: self.waiting or self.active or self.closing)
-        return not self.closing
-
-    def _admit(self) -> list[Stream]:
-        admitted: list[Stream] = []
-        while len(self.active) < self.max_sequences and (stream := self._next()):
-            now = time.monotonic()
-            if self.delivery.was_given_up(stream, now):
-                self._close(stream, "CANCELLED", "cancelled by the client")
-            else:
-                stream.admitted = now
-                admitted.append(stream)
-                self.active.append(stream)
-        return admitted
-
-    def _next(self) -> Stream | None:
-        with self.lock:
-            return self.waiting.popleft() if self.waiting else None
 
     def _send(self, now: float) -> None:
         """Send what is due after a step: everything when it is time, else firsts and ends."""

@@ -20,13 +20,11 @@ import os
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import triton_python_backend_utils as pb_utils
 
 sys.path.extend(filter(None, [os.environ.get("MILLRACE_ENGINE_PACKAGES")]))
@@ -35,6 +33,7 @@ import torch
 from choice import Chooser, choose
 from delivery import Delivery
 from group import Member
+from intake import Intake, prompt_of, require_known, require_room
 from logprobs import Entries
 from paged import PagedBatch
 from sampling import parse_sampling
@@ -88,12 +87,9 @@ class TritonPythonModel:
         missing = max(0, self.batch.vocabulary_size - self.vocabulary_size)
         self.spelling = [*vocabulary.spelling, *[b""] * missing]
         self.entries = Entries(self.spelling, [*vocabulary.names, *[""] * missing])
-        self.lock = threading.Condition()
-        self.waiting: deque[Stream] = deque()
-        self.failure = ""
-        self.closing = False
         self.active: dict[str, Stream] = {}
         self.delivery = Delivery()
+        self.intake = Intake(self.delivery)
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
 
@@ -105,44 +101,23 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Called when no request is left."""
-        with self.lock:
-            self.closing = True
-            self.lock.notify()
+        self.intake.close()
         self.thread.join()
 
     def _parse(self, inputs: dict[str, Any], sender: Any, member: Member | None) -> Stream:
         arrived = time.monotonic()
         refuse_unsupported(inputs["sampling"][0])
-        prompt = self._prompt(inputs)
-        room = self.context_tokens - prompt.size
-        if room < 0:
-            raise ValueError(f"a prompt of {prompt.size} tokens does not fit the context")
+        prompt = prompt_of(inputs, self.encode, self.vocabulary_size)
+        room = require_room(self.context_tokens, prompt)
         sampling = parse_sampling(inputs["sampling"][0], room)
-        if wrong := [token for token in sampling.logit_bias if token >= self.vocabulary_size]:
-            raise ValueError(f"logit_bias has {wrong[0]}, which is not in the vocabulary")
+        require_known(sampling.logit_bias, self.vocabulary_size)
         chooser = Chooser(sampling.options, sampling.logit_bias)
         text = TextStream(sampling.stops)
         return Stream(sender, prompt, chooser, sampling, None, text, arrived, member)
 
-    def _prompt(self, inputs: dict[str, Any]) -> Any:
-        """Token ids of shape [1, n]."""
-        if ("prompt" in inputs) == ("input_ids" in inputs):
-            raise ValueError("give either prompt or input_ids")
-        if "input_ids" in inputs:
-            prompt = inputs["input_ids"].reshape(1, -1)
-        else:
-            prompt = np.array([self.encode(inputs["prompt"][0].decode())], np.int64)
-        if not prompt.size or prompt.min() < 0 or prompt.max() >= self.vocabulary_size:
-            raise ValueError("the prompt is empty or has ids outside the vocabulary")
-        return prompt
-
     def _enter(self, stream: Stream) -> None:
-        with self.lock:
-            if not self.failure:
-                self.waiting.append(stream)
-                self.lock.notify()
-                return
-        self.delivery.fail(stream, "UNAVAILABLE", self.failure)
+        if failure := self.intake.enter(stream):
+            self._close(stream, "UNAVAILABLE", failure)
 
     # The generation thread
 
@@ -151,17 +126,15 @@ class TritonPythonModel:
         try:
             self._generate()
         except Exception as error:
-            with self.lock:
-                self.failure = f"the generation loop died: {error}"
-                left = [*self.waiting, *self.active.values()]
-            pb_utils.Logger.log_error(self.failure)
-            for stream in left:
-                self._close(stream, "UNAVAILABLE", self.failure)
+            failure = f"the generation loop died: {error}"
+            pb_utils.Logger.log_error(failure)
+            for stream in (*self.intake.break_down(failure), *self.active.values()):
+                self._close(stream, "UNAVAILABLE", failure)
 
     def _generate(self) -> None:
         number = 0
-        while self._await_work():
-            for stream in self._admit():
+        while self.intake.wait(bool(self.active)):
+            for stream in self.intake.take(self.max_sequences - len(self.active)):
                 number += 1
                 stream.handle = Place(str(number), stream.sampling.max_tokens)
                 self.active[stream.handle.name] = stream
@@ -172,26 +145,6 @@ class TritonPythonModel:
             if self.delivery.is_time_to_look(now):
                 self._look()
             self.active = {name: one for name, one in self.active.items() if not one.closed}
-
-    def _await_work(self) -> bool:
-        with self.lock:
-            self.lock.wait_for(lambda: self.waiting or self.active or self.closing)
-        return not self.closing
-
-    def _admit(self) -> list[Stream]:
-        admitted: list[Stream] = []
-        while len(self.active) + len(admitted) < self.max_sequences and (stream := self._next()):
-            now = time.monotonic()
-            if self.delivery.was_given_up(stream, now):
-                self._close(stream, "CANCELLED", "cancelled by the client")
-            else:
-                stream.admitted = now
-                admitted.append(stream)
-        return admitted
-
-    def _next(self) -> Stream | None:
-        with self.lock:
-            return self.waiting.popleft() if self.waiting else None
 
     def _choose(self, names: Sequence[str], logits: torch.Tensor) -> list[int]:
         """The next token of each of the streams, which take it at once."""
