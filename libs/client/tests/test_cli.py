@@ -86,6 +86,7 @@ def test_help_shows_where_to_start(millrace: CommandLine):
         (("rollouts", "list"), "/v1/rollouts"),
         (("deployments", "list"), "/v1/deployments"),
         (("keys", "list"), "/v1/keys"),
+        (("batches", "list"), "/v1/batches"),
         (("dead-letters", "list"), "/v1/dead_letters"),
         (("models",), "/v1/models"),
         (("versions",), "/v1/versions"),

@@ -48,3 +48,8 @@ def test_number():
 def test_ago():
     assert text.ago(100, now=225) == "2 min 05 s ago"
     assert text.ago(None) == "-"
+
+
+def test_bar():
+    assert [text.bar(n, 4, width=4) for n in (0, 1, 4)] == ["────", "━───", "━━━━"]
+    assert text.bar(0, 0, width=2) == "──"

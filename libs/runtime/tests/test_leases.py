@@ -46,6 +46,24 @@ def test_each_row_has_one_worker(database: Database, clock: FakeClock) -> None:
     assert claim(database, clock, "c") is None
 
 
+def test_preferred_rows_go_before_older_ones(database: Database, clock: FakeClock) -> None:
+    def preferring(identifier: str) -> Lease | None:
+        with database.transaction() as connection:
+            return leases.claim(
+                connection,
+                TASKS,
+                true(),
+                owner="a",
+                now=clock(),
+                duration=DURATION,
+                preferred=TASKS.c.id == identifier,
+            )
+
+    first, second = preferring("task-2"), preferring("task-2")
+    assert first and second
+    assert (first.id, second.id) == ("task-2", "task-1"), "others go when no preferred one is free"
+
+
 def test_a_live_lease_is_renewed_and_an_expired_one_taken_over(
     database: Database, clock: FakeClock
 ) -> None:

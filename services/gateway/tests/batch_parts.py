@@ -19,6 +19,7 @@ from millrace_testkit.clock import FakeClock
 
 ENDPOINT = "/v1/completions"
 LIMITS = InputLimits(lines=100, line_bytes=10_000)
+TURN_SECONDS = 5.0
 
 
 def request(custom_id: str, **body: Any) -> dict[str, Any]:
@@ -109,7 +110,7 @@ def runner(
     patience_seconds: float = 0.0,
     **more: Any,
 ) -> BatchRunner:
-    pace = Pace(concurrency, patience_seconds)
+    pace = Pace(concurrency, patience_seconds, TURN_SECONDS)
     return BatchRunner(store, files, ask, find_demo, scratch, LIMITS, pace, now=clock, **more)
 
 

@@ -6,7 +6,15 @@ from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
-from batch_parts import MemoryFiles, Model, SteppedWorker, jsonl, order, request
+from batch_parts import (
+    TURN_SECONDS,
+    MemoryFiles,
+    Model,
+    SteppedWorker,
+    jsonl,
+    order,
+    request,
+)
 from sqlalchemy import delete, select
 
 from millrace_gateway.batches.domain import NEXT, Batch, Status
@@ -40,7 +48,7 @@ REACHABLE = _reachable()
 
 
 class World:
-    """One batch, and two workers that may run it.
+    """One batch, perhaps a rival of another tenant's, and two workers that may run them.
 
     Attributes:
         kept: the answers that were seen in the database, by line.
@@ -65,10 +73,10 @@ class World:
         self.kept: dict[int, str] = {}
         self.is_cancelled = False
         self._database = database
-        model = Model({f"line-{n}" for n in wrong}, {f"line-{n}": 1 for n in busy})
+        self.model = Model({f"line-{n}" for n in wrong}, {f"line-{n}": 1 for n in busy})
         self.workers = [
             SteppedWorker(
-                self.loop, self._store(n), self.files, model, folder, self.clock, concurrency
+                self.loop, self._store(n), self.files, self.model, folder, self.clock, concurrency
             )
             for n in range(2)
         ]
@@ -83,6 +91,18 @@ class World:
             if stepped.is_busy:
                 stepped.step(choice)
                 self.note()
+
+    def rival_comes(self) -> None:
+        """Another tenant's batch of the same lines, once."""
+        rival = order("file-in", tenant="rival")
+        self.workers[1].store.add(rival, "request", "digest")
+
+    def turn_ends(self) -> None:
+        """Before the leases do: whoever lives would have renewed them."""
+        self.clock.advance(TURN_SECONDS + 1)
+        for worker in self.workers:
+            if worker.is_busy:
+                worker.renew()
 
     def lease_ends(self) -> None:
         self.clock.advance(LEASE_SECONDS + 1)
@@ -114,13 +134,12 @@ class World:
         assert self.batch.usage.output_tokens == 3 * self.batch.completed
 
     def finish(self) -> Batch:
-        """Kill what runs, let one worker go on to the end, and look at what there is."""
+        """Kill what runs, let one worker do all there is, and look at what came of it."""
         for worker in self.workers:
             worker.kill()
         self.lease_ends()
-        self.workers[0].claim()
-        while self.workers[0].is_busy:
-            self.workers[0].step()
+        while self.workers[0].claim():
+            self.workers[0].run_to_end()
         self.note()
         self.loop.close()
         self._check_end()
@@ -132,7 +151,7 @@ class World:
         assert (batch.status is Status.CANCELLED) == self.is_cancelled
         assert self._facts() == ["batch.created", END_FACTS[batch.status]]
         files = [one for one in (batch.output_file_id, batch.error_file_id) if one is not None]
-        made = [f"file-{request_id}" for request_id in self.files.kept]
+        made = [f"file-{name}" for name in self.files.kept if name.startswith(batch.id)]
         assert sorted(made) == sorted(files), "no file is made twice"
         output = self.files.lines(batch.output_file_id)
         mistakes = self.files.lines(batch.error_file_id)
@@ -176,4 +195,5 @@ class World:
     def _facts(self) -> list[str]:
         with self._database.transaction() as connection:
             pending = Outbox(OUTBOX).pending(connection, "any")
-        return [cloudevent.from_json(fact.document).fact.fact for fact in pending]
+        events = [cloudevent.from_json(fact.document) for fact in pending]
+        return [one.fact.fact for one in events if one.subject.startswith("millrace.default.")]

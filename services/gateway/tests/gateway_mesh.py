@@ -30,6 +30,7 @@ from millrace_gateway.__main__ import MIGRATIONS
 from millrace_gateway.app import KeyRing, Keys
 from millrace_gateway.batches.store import BatchStore
 from millrace_gateway.domain import Principal, Role
+from millrace_gateway.replicas import Replicas
 from millrace_gateway.serving import serve
 from millrace_gateway.settings import GatewaySettings
 from millrace_gateway.store import OUTBOX, KeyTable
@@ -212,5 +213,8 @@ class Mesh:
         self._started.set()
         key_ring = KeyRing(self.table.find_live)
         alive = self.database.is_alive
-        await serve(settings, self.keys, key_ring, self.relay, self.batches, alive, self._stop)
+        replicas = Replicas(self.database, owner.this_process())
+        await serve(
+            settings, self.keys, key_ring, self.relay, self.batches, replicas, alive, self._stop
+        )
         await asyncio.gather(services.stop(None), triton.stop(None))

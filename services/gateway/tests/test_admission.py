@@ -1,6 +1,7 @@
 """Places and queues: what holds for every order of arrivals, ends and cancellations."""
 
 from collections import Counter
+from itertools import product
 
 import pytest
 from hypothesis import given, settings
@@ -19,16 +20,16 @@ CAPACITY = Capacity(
     queues={HIGH: 5, DEFAULT: 4, LOW: 2},
     key_share=0.6,
 )
-LIMITS = {HIGH: 4, DEFAULT: 3, LOW: 2}
-KEY_LIMIT = 3
 
 
 class AdmissionMachine(RuleBasedStateMachine):
-    """Generations come, wait, leave the queue, begin and end, at three endpoints."""
+    """Generations come, wait, leave the queue, begin and end, at three endpoints; gateways too."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.capacity = CAPACITY
         self.admission = Admission(CAPACITY)
+        self.counts_before = Counter[object]()
         self.inside: list[tuple[str, str]] = []  # endpoint, key
         self.waiting: list[Waiter] = []
         self.woken: list[Waiter] = []
@@ -47,7 +48,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         try:
             self.admission.wait(waiter)
         except QueueFull:
-            assert self.held(priority) == CAPACITY.queues[priority]
+            assert self.held(priority) >= self.capacity.queues[priority]
             return
         self.waiting.append(waiter)
         self.settle_woken()
@@ -56,6 +57,12 @@ class AdmissionMachine(RuleBasedStateMachine):
         for other in put_out:
             theirs = Counter(one.key for one in self.waiting if one.priority is priority)
             assert theirs[other.key] >= theirs[key], "only who had more waiting is put out"
+
+    @rule(gateways=st.integers(1, 3))
+    def gateways_come_or_go(self, gateways: int) -> None:
+        self.capacity = CAPACITY.part(gateways)
+        self.admission.change(self.capacity)
+        self.settle_woken()
 
     @rule(data=st.data())
     def end(self, data: st.DataObject) -> None:
@@ -105,17 +112,27 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     @invariant()
     def capacity_is_never_exceeded(self) -> None:
-        assert all(count <= CAPACITY.places for count in self.admission.in_progress.values())
-        assert all(count <= KEY_LIMIT for count in Counter(self.inside).values())
-        assert all(self.held(priority) <= CAPACITY.queues[priority] for priority in Priority)
+        """When it has become less, what was there ends by and by, and nothing is added."""
+        most: dict[object, int] = {
+            **dict.fromkeys(ENDPOINTS, self.capacity.places),
+            **dict.fromkeys(product(ENDPOINTS, KEYS), self.capacity.key_limit()),
+            **self.capacity.queues,
+        }
+        counts: Counter[object] = Counter(self.admission.in_progress)
+        counts.update(self.inside)
+        counts.update(waiter.priority for waiter in self.waiting)
+        for what, count in counts.items():
+            assert count <= max(most[what], self.counts_before[what])
+        self.counts_before = counts
 
     @invariant()
     def nobody_waits_for_what_is_free(self) -> None:
+        limits, key_limit = self.capacity.limits(), self.capacity.key_limit()
         for waiter in self.waiting:
             for endpoint in waiter.endpoints:
                 assert (
-                    self.admission.in_progress.get(endpoint, 0) >= LIMITS[waiter.priority]
-                    or self.inside.count((endpoint, waiter.key)) >= KEY_LIMIT
+                    self.admission.in_progress.get(endpoint, 0) >= limits[waiter.priority]
+                    or self.inside.count((endpoint, waiter.key)) >= key_limit
                 )
 
     def teardown(self) -> None:

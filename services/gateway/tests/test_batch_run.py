@@ -3,15 +3,27 @@
 import asyncio
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_parts import ENDPOINT, LIMITS, MemoryFiles, answered, jsonl, order, request, runner
+from batch_parts import (
+    ENDPOINT,
+    LIMITS,
+    TURN_SECONDS,
+    MemoryFiles,
+    answered,
+    jsonl,
+    order,
+    request,
+    runner,
+)
 
 from millrace_gateway.batches import input as batch_input
 from millrace_gateway.batches.ask import Answered, Desk
 from millrace_gateway.batches.domain import Batch, Status
+from millrace_gateway.batches.run import Turn
 from millrace_gateway.batches.store import BatchStore
 from millrace_gateway.domain import Key, KeyLimits, Priority, Role
 from millrace_gateway.store import METADATA, OUTBOX
@@ -105,6 +117,139 @@ def test_other_failures_are_answers(
     (line,) = files.lines(batch.error_file_id)
     assert line["response"]["status_code"] == status and line["error"] is None
     assert batch.output_file_id is None
+
+
+def test_a_turn_ends_between_lines_and_the_batch_goes_on_where_it_was(
+    store: BatchStore, tmp_path: Path, clock: FakeClock
+) -> None:
+    """Lines under way when the turn ends are waited for; no line is asked twice."""
+    files = MemoryFiles({"file-1": jsonl([request(f"line-{n}") for n in range(6)])})
+    batch = store.add(order("file-1"), "", "")
+    asked: list[str] = []
+
+    async def ask(tenant: str, key_id: str, path: str, body: bytes) -> Answered:
+        asked.append(json.loads(body)["prompt"])
+        if len(asked) == 2:
+            clock.advance(TURN_SECONDS + 1)
+        await asyncio.sleep(0)
+        return answered(200, {})
+
+    lease = store.claim()
+    assert lease is not None
+    rival = store.add(order("file-1", tenant="rival"), "", "")
+    batches = runner(store, files, ask, tmp_path, clock)
+    asyncio.run(batches.run(lease))
+    left = store.get("default", batch.id)
+    assert left is not None
+    assert (left.status, left.completed) == (Status.IN_PROGRESS, 2)
+    turn = store.claim()
+    assert turn is not None and turn.id == rival.id
+    again = store.claim()
+    assert again is not None and again.id == batch.id
+    asyncio.run(batches.run(again))
+    found = store.get("default", batch.id)
+    assert found is not None and (found.status, found.completed) == (Status.COMPLETED, 6)
+    assert sorted(asked) == [f"line-{n}" for n in range(6)]
+
+
+def test_a_turn_that_is_over_stays_so(clock: FakeClock) -> None:
+    """Also when an older look-up comes back later, from a slow database."""
+
+    async def overlapping() -> list[bool]:
+        looked: list[asyncio.Future[bool]] = []
+
+        async def look_up() -> bool:
+            looked.append(asyncio.get_running_loop().create_future())
+            return await looked[-1]
+
+        turn = Turn(look_up, timedelta(0), clock)
+        asking = []
+        for _ in range(2):
+            asking.append(asyncio.create_task(turn.ends()))
+            await asyncio.sleep(0)
+            clock.advance(2)
+        looked[1].set_result(True)
+        assert await asking[1]
+        looked[0].set_result(False)
+        return [await asking[0], turn.is_over]
+
+    assert asyncio.run(overlapping()) == [True, True]
+
+
+def test_nobody_leaves_for_nobody(store: BatchStore, tmp_path: Path, clock: FakeClock) -> None:
+    """A tenant's own other batches wait until one has ended, however long that takes."""
+    files = MemoryFiles({"file-1": jsonl([request(f"line-{n}") for n in range(6)])})
+
+    async def ask(*_: Any) -> Answered:
+        clock.advance(TURN_SECONDS + 1)
+        return answered(200, {})
+
+    batch = store.add(order("file-1"), "", "")
+    store.add(order("file-1"), "", "")
+    lease = store.claim()
+    assert lease is not None and lease.id == batch.id
+    asyncio.run(runner(store, files, ask, tmp_path, clock).run(lease))
+    found = store.get("default", batch.id)
+    assert found is not None and found.status is Status.COMPLETED
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_line_that_is_put_off_holds_no_place(
+    store: BatchStore, tmp_path: Path, clock: FakeClock, status: int
+) -> None:
+    """It is left unanswered at the turn's end, and asked in the batch's next turn."""
+    files = MemoryFiles({"file-1": jsonl([request("one")])})
+    script = Script(answered(status, {}), answered(200, {}))
+
+    async def sleep(seconds: float) -> None:
+        clock.advance(TURN_SECONDS + 1)
+
+    batch = store.add(order("file-1"), "", "")
+    lease = store.claim()
+    store.add(order("file-1", tenant="rival"), "", "")
+    assert lease is not None
+    more: Any = {"patience_seconds": 3600, "sleep": sleep}
+    batches = runner(store, files, script.ask, tmp_path, clock, **more)
+    asyncio.run(batches.run(lease))
+    rival, again = store.claim(), store.claim()
+    assert rival is not None and rival.id != batch.id
+    assert again is not None and again.id == batch.id
+    asyncio.run(batches.run(again))
+    found = store.get("default", batch.id)
+    assert found is not None and (found.status, found.completed) == (Status.COMPLETED, 1)
+
+
+def test_patience_with_a_failing_model_outlasts_turns(
+    store: BatchStore, tmp_path: Path, clock: FakeClock
+) -> None:
+    """A line whose model fails is given up after so long, however many turns it took."""
+    files = MemoryFiles({"file-1": jsonl([request("one")])})
+    script = Script(answered(503, {}))
+
+    async def sleep(seconds: float) -> None:
+        clock.advance(TURN_SECONDS + 1)
+
+    batch = store.add(order("file-1"), "", "")
+    store.add(order("file-1", tenant="rival"), "", "")
+    more: Any = {
+        "patience_seconds": 3.5 * TURN_SECONDS,
+        "sleep": sleep,
+        "monotonic": lambda: clock().timestamp(),
+    }
+    batches = runner(store, files, script.ask, tmp_path, clock, **more)
+    for _ in range(3):
+        lease = store.claim()
+        assert lease is not None and lease.id == batch.id
+        asyncio.run(batches.run(lease))
+        rival = store.claim()
+        assert rival is not None and rival.id != batch.id
+        store.release(rival)
+        clock.advance(1)
+    lease = store.claim()
+    assert lease is not None
+    asyncio.run(batches.run(lease))
+    found = store.get("default", batch.id)
+    assert found is not None and (found.status, found.failed) == (Status.COMPLETED, 1)
 
 
 def test_an_output_that_is_refused_fails_the_batch(

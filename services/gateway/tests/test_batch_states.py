@@ -80,6 +80,25 @@ def test_a_cancelled_batch_is_killed_on_its_way(tmp_path: Path) -> None:
     assert set(at_every_step(tmp_path, cancelled)) == {Status.CANCELLED, Status.COMPLETED}
 
 
+def test_a_batch_makes_room_for_a_rival(tmp_path: Path) -> None:
+    """At whatever step: nothing is asked twice for it, and both end."""
+    most = 0
+
+    def disturbed(world: World) -> None:
+        nonlocal most
+        world.rival_comes()
+        world.turn_ends()
+        turns = 0
+        while world.workers[0].is_busy or world.workers[0].store.standing().waiting:
+            world.work(0, 1000)
+            turns += 1
+        most = max(most, turns)
+        assert len(world.model.asked) == 3 + 3 + 1, "each line once, and one was put off"
+
+    assert set(at_every_step(tmp_path, disturbed)) == {Status.COMPLETED}
+    assert most == 3, "its turn, the rival's, and its last"
+
+
 @pytest.mark.parametrize("killed", [True, False])
 def test_time_runs_out(tmp_path: Path, killed: bool) -> None:
     def late(world: World) -> None:
@@ -131,6 +150,12 @@ class Batches(RuleBasedStateMachine):
     def renew(self, worker: int) -> None:
         if self.world.workers[worker].is_busy:
             self.world.workers[worker].renew()
+
+    @rule()
+    def rival(self) -> None:
+        """Another tenant waits until a turn is over."""
+        self.world.rival_comes()
+        self.world.turn_ends()
 
     @rule(worker=WORKERS)
     def kill(self, worker: int) -> None:

@@ -134,6 +134,60 @@ def test_who_lost_the_batch_writes_nothing(migrated: Database, clock: FakeClock)
     assert before.id == batch.id
 
 
+def claimed(store: BatchStore) -> tuple[str, Lease]:
+    lease = store.claim()
+    assert lease is not None
+    return store.load(lease).order.tenant, lease
+
+
+def test_tenants_take_turns(migrated: Database, clock: FakeClock) -> None:
+    """However many batches the first has, and in whichever gateway the places are."""
+    one, other = a_store(migrated, clock), a_store(migrated, clock, "elsewhere/1/2/1")
+    for tenant in ("busy", "busy", "busy", "late", "last"):
+        one.add(order("file-1", tenant), "", "")
+        clock.advance(1)
+    (first, first_lease), (second, _), (third, _) = claimed(one), claimed(other), claimed(one)
+    assert (first, second, third) == ("busy", "late", "last")
+    standing = other.standing()
+    assert {place.tenant for place in standing.places} == {"busy", "late", "last"}
+    assert [(one.tenant, one.served) for one in standing.waiting] == [("busy", clock())]
+    one.add(order("file-1", "late"), "", "")
+    one.release(first_lease)
+    assert claimed(other)[1].id == first_lease.id, "busy has fewest, and this is its oldest"
+
+
+def test_whoever_was_served_just_now_is_served_again_last(
+    migrated: Database, clock: FakeClock
+) -> None:
+    """Also when nothing of it is under way: its batch has ended, or was given back."""
+    store = a_store(migrated, clock)
+    for tenant in ("busy", "busy", "late"):
+        store.add(order("file-1", tenant), "", "")
+    clock.advance(1)
+    store.fail(claimed(store)[1], [BatchError("x", "y")])
+    clock.advance(1)
+    tenant, lease = claimed(store)
+    assert tenant == "late"
+    clock.advance(1)
+    store.release(lease)
+    assert claimed(store)[0] == "busy"
+
+
+def test_batches_that_ended_long_ago_are_forgotten(migrated: Database, clock: FakeClock) -> None:
+    store = a_store(migrated, clock)
+    store.add(order("file-1"), "", "")
+    _, lease = claimed(store)
+    failed = store.fail(lease, [BatchError("x", "y")])
+    clock.advance(10)
+    running, _ = started(store)
+    assert failed.finish_time is not None
+    assert store.forget(failed.finish_time) == 0
+    assert store.forget(clock()) == 1
+    assert list(store.page("default", 9, "")) == [running]
+    clock.advance(WINDOW.total_seconds())
+    assert store.forget(clock()) == 0, "what has not ended is never forgotten"
+
+
 def test_cancelling_takes_the_batch_from_its_worker(migrated: Database, clock: FakeClock) -> None:
     store = a_store(migrated, clock)
     batch, lease = started(store)

@@ -5,7 +5,7 @@ import json
 import queue
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from tritonclient.utils import InferenceServerException
 
 from millrace_gateway.admission import Capacity
 from millrace_gateway.answers import AnswerCounts
+from millrace_gateway.deadline import DeadlineExceeded
 from millrace_gateway.domain import KeyLimits, Principal, Priority, Role
 from millrace_gateway.entrance import Entrance
 from millrace_gateway.health import Health
@@ -63,10 +64,12 @@ class ScriptedEngine:
     def __init__(self, scripts: list[Script]) -> None:
         self._scripts = iter(scripts)
         self.asked: list[Place] = []
+        self.terms: list[Terms] = []
         self.closed = 0
 
     async def answer(self, place: Place, request: Any, terms: Terms) -> AsyncGenerator[Any, None]:
         self.asked.append(place)
+        self.terms.append(terms)
         script = next(self._scripts)
         try:
             for _ in range(script.responses):
@@ -190,6 +193,41 @@ def test_who_finds_no_place_is_refused() -> None:
     assert bench.entrance.in_progress == {}
 
 
+def test_who_waits_for_a_place_longer_than_the_client_does_is_not_asked() -> None:
+    bench = Bench([Script(1)], places=1, queue_seconds=60)
+
+    async def second_while_first() -> None:
+        holder = bench.inference.answers(bench.asked("demo@2"))
+        await anext(holder)
+        late = replace(bench.asked("demo@2"), ends_by=asyncio.get_running_loop().time() + 0.01)
+        with pytest.raises(DeadlineExceeded):
+            await anext(bench.inference.answers(late))
+        assert len(bench.engine.asked) == 1
+        await holder.aclose()
+
+    asyncio.run(second_while_first())
+    assert bench.entrance.in_progress == {}
+
+
+def test_what_is_left_of_a_deadline_goes_to_the_engine() -> None:
+    bench = Bench([Script(1)])
+
+    async def ask_it() -> None:
+        loop = asyncio.get_running_loop()
+        async with aclosing(
+            bench.inference.answers(replace(bench.asked(), ends_by=loop.time() + 60))
+        ) as responses:
+            await anext(responses)
+        [terms] = bench.engine.terms
+        assert terms.timeout_seconds is not None and 0 < terms.timeout_seconds <= 60
+        with pytest.raises(DeadlineExceeded):
+            await anext(bench.inference.answers(replace(bench.asked(), ends_by=loop.time())))
+        assert len(bench.engine.asked) == 1, "there is no time left to ask it"
+
+    asyncio.run(ask_it())
+    assert bench.entrance.in_progress == {}
+
+
 def test_tokens_are_paid_for_when_they_are_known() -> None:
     bench = Bench([Script(3)])
     asyncio.run(bench.play(None))
@@ -238,7 +276,7 @@ class Refusing(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         (grpc.StatusCode.INTERNAL, "oh", None, EngineFailed, "INTERNAL: oh"),
         (grpc.StatusCode.NOT_FOUND, "no model", None, EngineFailed, "no model"),
         (grpc.StatusCode.DEADLINE_EXCEEDED, "late", None, EngineFailed, "late"),
-        (grpc.StatusCode.DEADLINE_EXCEEDED, "late", 5, Unavailable, "deadline of the request"),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, "late", 5, DeadlineExceeded, "deadline of the request"),
         (
             grpc.StatusCode.UNAVAILABLE,
             "This protocol is restricted, expecting header 'x'",

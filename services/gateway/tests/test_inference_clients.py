@@ -316,6 +316,18 @@ def test_a_deadline_goes_along(
     wait_until(triton.was_cancelled, 30, "the engine is told")
 
 
+@pytest.mark.parametrize("method", ["generate", "generate_stream"])
+def test_a_rest_clients_deadline_goes_along_too(
+    served: Mesh, triton: RealTriton, method: str
+) -> None:
+    body = {"text_input": "x", "parameters": {"for_ever": True}}
+    answer = served.http(**{"grpc-timeout": "4S"}).post(f"/v2/models/parrot/{method}", json=body)
+    assert "deadline of the request" in answer.text
+    if method == "generate":
+        assert answer.status_code == 504
+    wait_until(triton.was_cancelled, 30, "the engine is told")
+
+
 def test_generate(served: Mesh) -> None:
     body = {"id": "7", "text_input": "one two three", "parameters": {"max_tokens": 2}}
     answer = served.http().post("/v2/models/parrot/generate", json=body)

@@ -1,7 +1,10 @@
 """The gateway's tables, on SQLite and on PostgreSQL."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -10,7 +13,8 @@ from alembic.migration import MigrationContext
 
 from millrace.gateway.v1 import events_pb2
 from millrace_gateway.__main__ import MIGRATIONS
-from millrace_gateway.domain import Key, KeyLimits, Priority, Role
+from millrace_gateway.app import Keys
+from millrace_gateway.domain import Key, KeyLimits, Priority, Role, secret_digest
 from millrace_gateway.store import KEYS, METADATA, OUTBOX, KeyTable
 from millrace_runtime import cloudevent, names
 from millrace_runtime.database import Database, migrate
@@ -48,6 +52,21 @@ def test_a_key_and_its_fact(database: Database, table: KeyTable) -> None:
     (fact,) = facts(database)
     assert fact.subject == "millrace.acme.gateway.key.created"
     assert fact.message == events_pb2.KeyCreated(key=f"tenants/acme/keys/{key.id}")
+
+
+def test_of_gateways_that_start_together_one_makes_the_operators_key(
+    database: Database, table: KeyTable, tmp_path: Path
+) -> None:
+    path, together = tmp_path / "operator-key", threading.Barrier(4)
+
+    def start(_number: int) -> None:
+        together.wait()
+        Keys(table, lambda: None).ensure_operator("default", path)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(start, range(4)))
+    (key,) = table.page("default", 10, "")
+    assert table.find_live(secret_digest(path.read_text().strip())) == key
 
 
 def test_two_keys_cannot_share_a_secret(database: Database, table: KeyTable) -> None:

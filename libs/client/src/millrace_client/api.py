@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import httpx
 
@@ -92,6 +92,7 @@ class Millrace:
         self.rollouts = Collection(self, "/v1/rollouts")
         self.dead_letters = Collection(self, "/v1/dead_letters")
         self.keys = Collection(self, "/v1/keys")
+        self.batches = Collection(self, "/v1/batches")
 
     def close(self) -> None:
         self._http.close()
@@ -130,6 +131,12 @@ class Millrace:
     def lineage(self, identifier: str) -> Json:
         """What a resource or a digest came from and led to."""
         return self.request("GET", f"/v1/lineage/{identifier}")
+
+    def download(self, file_id: str, target: IO[bytes]) -> None:
+        """Copy a file's bytes to ``target``, which has a part of them when this raises."""
+        with self._stream("GET", f"/v1/files/{file_id}/content") as response:
+            for chunk in response.iter_bytes():
+                target.write(chunk)
 
     def stream_chat(self, body: Json) -> Iterator[Json]:
         """The chunks of a streamed chat completion."""

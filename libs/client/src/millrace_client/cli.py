@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from millrace_client.commands import (
+    batches,
     chat,
     compressions,
     datasets,
@@ -39,6 +40,7 @@ _HELP = """Carry a language model through its whole life.
   millrace runs watch run-…       loss, speed, checkpoints as they come
   millrace chat demo              talk to the newest settled checkpoint
   millrace tune create --model demo --file pairs.jsonl
+  millrace batches create requests.jsonl --endpoint /v1/chat/completions
 
 [bold]Why things are as they are[/bold]
   millrace events --follow        every fact, as it becomes true
@@ -92,6 +94,7 @@ _GROUPS: Mapping[str, typer.Typer] = {
     "compressions": compressions.app,
     "rollouts": rollouts.app,
     "deployments": deployments.app,
+    "batches": batches.app,
     "dead-letters": dead_letters.app,
     "keys": keys.app,
 }

@@ -54,6 +54,12 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:,.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
+def bar(completed: int, total: int, width: int = 24) -> str:
+    """``━━━━━━──────``: how much of the whole is done."""
+    filled = width * completed // total if total else 0
+    return "━" * filled + "─" * (width - filled)
+
+
 def progress(document: Mapping[str, Any] | None) -> str:
     """``train 120/400 (30 %)``."""
     if not document:

@@ -1,7 +1,7 @@
 """Watching a piece of work until it ends: a live line on a terminal, plain lines elsewhere."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import typer
 
@@ -10,6 +10,7 @@ from millrace_client.output import Json, console, state
 
 _POLL_SECONDS = 1.0
 _ENDED = ("succeeded", "failed", "cancelled", "paused")
+_FAILED = ("failed", "reversed", "expired")
 
 
 def watch(
@@ -49,11 +50,18 @@ def watch(
 def _conclude(document: Json) -> None:
     out = console()
     out.print(document["id"], state(document["status"]))
-    error = document.get("error")
-    if error:
-        out.print(f"{error['code']}: {error['message']}", style="red", markup=False)
-    if document["status"] in ("failed", "reversed"):
+    for error in _errors(document):
+        where = f"line {error['line']}: " if error.get("line") else ""
+        out.print(f"{where}{error['code']}: {error['message']}", style="red", markup=False)
+    if document["status"] in _FAILED:
         raise typer.Exit(1)
+
+
+def _errors(document: Json) -> Sequence[Json]:
+    """Why it ended as it did: a batch has as many reasons as lines that are wrong."""
+    error = document.get("error")
+    several = document.get("errors") or {}
+    return [error] if error else several.get("data", [])
 
 
 def metrics(document: Json) -> str:

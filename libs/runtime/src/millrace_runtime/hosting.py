@@ -29,7 +29,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from millrace_runtime import bus, telemetry
+from millrace_runtime import bus, garbage, telemetry
 from millrace_runtime.bus import Consumer
 from millrace_runtime.database import Database
 from millrace_runtime.interceptors import ServiceInterceptor
@@ -94,6 +94,7 @@ def start_logging(level: str) -> None:
 def serve(service: Service) -> None:
     """Run until told to stop."""
     stop_tracing = telemetry.start_tracing(f"millrace-{service.name}")
+    garbage.spare_what_is_there()
     try:
         asyncio.run(_serve(service))
     finally:

@@ -64,10 +64,12 @@ def claim(
     owner: str,
     now: datetime,
     duration: timedelta,
+    preferred: ColumnElement[bool] | None = None,
 ) -> Lease | None:
     """Take the oldest row that is ``claimable`` and not under a live lease, or ``None``.
 
     A lease lives until it runs out, or until its owner is seen to have ended (``owner.py``).
+    Rows that are ``preferred`` go before all others, however old those are.
     """
     _CLAIMED[table.name] = (table, claimable)
     free = or_(
@@ -78,7 +80,7 @@ def claim(
     oldest = (
         select(table.c.id, table.c.epoch)
         .where(and_(claimable, free))
-        .order_by(table.c.id)
+        .order_by(*(() if preferred is None else (preferred.desc(),)), table.c.id)
         .limit(1)
         .with_for_update(skip_locked=True)
     )

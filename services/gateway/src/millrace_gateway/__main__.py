@@ -11,10 +11,11 @@ import uvloop
 
 from millrace_gateway.app import KeyRing, Keys
 from millrace_gateway.batches.store import BatchStore
+from millrace_gateway.replicas import Replicas
 from millrace_gateway.serving import serve, stop_on_signals
 from millrace_gateway.settings import GatewaySettings
 from millrace_gateway.store import OUTBOX, KeyTable
-from millrace_runtime import hosting, owner, telemetry
+from millrace_runtime import garbage, hosting, owner, telemetry
 from millrace_runtime.database import Database, migrate, open_database
 from millrace_runtime.outbox import Outbox
 from millrace_runtime.relay import Relay
@@ -28,6 +29,7 @@ def main() -> None:
     hosting.start_logging(settings.log_level)
     database = open_database(settings.database_url)
     migrate(database, MIGRATIONS)
+    garbage.spare_what_is_there()
     stop_tracing = telemetry.start_tracing("millrace-gateway")
     try:
         uvloop.run(_run(settings, database))
@@ -50,7 +52,8 @@ async def _run(settings: GatewaySettings, database: Database) -> None:
     stop = asyncio.Event()
     stop_on_signals(stop)
     key_ring = KeyRing(table.find_live)
-    await serve(settings, keys, key_ring, relay, batches, database.is_alive, stop)
+    replicas = Replicas(database, owner.this_process())
+    await serve(settings, keys, key_ring, relay, batches, replicas, database.is_alive, stop)
 
 
 if __name__ == "__main__":

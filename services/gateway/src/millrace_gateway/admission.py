@@ -12,7 +12,7 @@ Pure and synchronous: it takes no time, knows no clock, and tells waiters by cal
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from millrace_gateway.domain import Priority
 
@@ -51,6 +51,14 @@ class Capacity:
     def key_limit(self) -> int:
         """How many generations one key may have at an endpoint."""
         return math.ceil(self.places * self.key_share)
+
+    def part(self, gateways: int) -> "Capacity":
+        """What each of several gateways has of it, rounded up."""
+        return replace(
+            self,
+            places=-(-self.places // gateways),
+            queues={priority: -(-size // gateways) for priority, size in self.queues.items()},
+        )
 
 
 @dataclass(eq=False)
@@ -178,6 +186,14 @@ class Admission:
             self.leave(waiter.endpoint, waiter.key)
         elif queue.contains(waiter):
             queue.remove(waiter)
+
+    def change(self, capacity: Capacity) -> None:
+        """Hold to another capacity: who is in stays, and if there is more, who waits enters."""
+        self._limits, self._key_limit = capacity.limits(), capacity.key_limit()
+        for priority, queue in self._queues.items():
+            queue.maximum = capacity.queues[priority]
+        for endpoint in tuple(self.in_progress):  # where nobody is in, nobody waits
+            self._give(endpoint)
 
     def waiting(self, priority: Priority) -> int:
         return self._queues[priority].length

@@ -1,9 +1,11 @@
 """Use cases of the gateway's own resource: keys, and whom a secret belongs to."""
 
 import asyncio
+import fcntl
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -144,10 +146,16 @@ class Keys:
         """At first start: make the first operator key and leave its secret at ``path``.
 
         The file is written before the row: when a crash comes between them, the next start
-        finds the secret and gives it its row, and nobody is locked out.
+        finds the secret and gives it its row, and nobody is locked out. Of gateways that start
+        together at one ``path`` one makes the key.
         """
         if self._store.has_live_operator():
             return
+        with _alone_in(path.parent):
+            if not self._store.has_live_operator():
+                self._add_operator(tenant, path)
+
+    def _add_operator(self, tenant: str, path: Path) -> None:
         found = path.read_text().strip() if path.exists() else ""
         if is_secret(found) and not self._store.knows(secret_digest(found)):
             secret = found
@@ -241,8 +249,19 @@ def _no_such_key(tenant: str, key_id: str) -> NotFound:
     return NotFound(f"tenant {tenant!r} has no key {key_id!r}")
 
 
+@contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Keep other processes that ask for it out; a lock ends with its process (flock(2))."""
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _write_secret(path: Path, secret: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:

@@ -154,7 +154,7 @@ async def _start(generator: Generator, requests: Sequence[Request], repeats: int
     first = await generator.start(requests[0])
     version = f"{first.route.model}@{first.target.version}"
     others = [
-        asyncio.ensure_future(_begin(generator, replace(request, model=version, is_part=True)))
+        asyncio.ensure_future(_begin(generator, _part(request, version)))
         for request in requests[1:]
     ]
     bundle = Bundle(first, others, repeats)
@@ -168,6 +168,11 @@ async def _start(generator: Generator, requests: Sequence[Request], repeats: int
         await bundle.close()
         raise
     return bundle
+
+
+def _part(request: Request, version: str) -> Request:
+    """One more answer to a request whose first has begun."""
+    return replace(request, model=version, is_part=True, deadline=request.deadline.of_part())
 
 
 async def _begin(generator: Generator, request: Request) -> Generation:

@@ -27,7 +27,7 @@ class Priority(enum.Enum):
 
 @dataclass(frozen=True)
 class KeyLimits:
-    """How much a key may use, in each gateway process; None: the operator's default.
+    """How much a key may use, at all gateways together; None: the operator's default.
 
     Attributes:
         requests_per_minute: generations begun; as many may come at once.

@@ -26,8 +26,9 @@ _REFUSED = CounterMetric(
 class Entrance:
     """Lets generations in, up to ``maximum`` in all, and up to ``capacity`` at each endpoint.
 
-    ``maximum`` guards the gateway itself. High priority is not held to it: the endpoints' places
-    and its queue bound it, and what the other classes fill must not keep it out.
+    The capacity is all gateways' together; ``maximum`` guards this one itself. High priority is not
+    held to that: the endpoints' places and its queue bound it, and what the other classes fill must
+    not keep it out.
 
     Args:
         wait_seconds: longest that a generation waits for a place.
@@ -42,6 +43,8 @@ class Entrance:
         patience_seconds: Mapping[Priority, float] = MappingProxyType({}),
     ) -> None:
         self._maximum = maximum
+        self._capacity = capacity
+        self._gateways = 1
         self._admission = Admission(capacity)
         self._wait_seconds = {
             priority: patience_seconds.get(priority, wait_seconds) for priority in Priority
@@ -52,6 +55,11 @@ class Entrance:
     def in_progress(self) -> Mapping[str, int]:
         """Generations by endpoint; those without any are left out."""
         return self._admission.in_progress
+
+    def share(self, gateways: int) -> None:
+        """Hold this gateway to its part of the places and queues; who is in stays."""
+        self._gateways = gateways
+        self._admission.change(self._capacity.part(gateways))
 
     def check(self, active: int, priority: Priority) -> None:
         """Refuse what is beyond the gateway's own maximum.
@@ -86,8 +94,9 @@ class Entrance:
         if route is None:
             return await self._wait(endpoints, priority, key, self._wait_seconds[priority])
         policy, model = route.queue_policy, route.triton_model
-        if policy.max_queue_size is not None and self._queued[model] >= policy.max_queue_size:
-            what = f"{policy.max_queue_size} requests to {route.model!r} wait already"
+        longest = policy.max_queue_size
+        if longest is not None and self._queued[model] >= -(-longest // self._gateways):
+            what = f"{self._queued[model]} requests to {route.model!r} wait already"
             raise _refused(priority, "queue_full", what)
         self._queued[model] += 1
         try:

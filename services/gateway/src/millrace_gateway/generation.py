@@ -13,6 +13,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from millrace_gateway import route, spans
 from millrace_gateway.answers import AnswerCounts
+from millrace_gateway.deadline import OPEN, Deadline, Expiring, within
 from millrace_gateway.domain import Principal, Priority
 from millrace_gateway.limits import Limiter, Reservation, estimated_tokens, prompt_tokens
 from millrace_gateway.placement import Guest, Place, Placement
@@ -67,6 +68,7 @@ class Request:
         service_tier: "priority", "default", "auto" or "flex"; None is as "auto".
         is_part: one of several answers to a request of which the first was counted already.
         is_streamed: the client reads the answer as it comes.
+        deadline: until when the client waits.
     """
 
     id: str
@@ -79,6 +81,7 @@ class Request:
     service_tier: str | None = None
     is_part: bool = False
     is_streamed: bool = False
+    deadline: Deadline = OPEN
 
 
 @dataclass
@@ -116,6 +119,7 @@ class Generation:
 
         Raises:
             Unavailable: the engine broke off.
+            DeadlineExceeded: the client does not wait any longer.
         """
         outcome = "cancelled"
         try:
@@ -135,6 +139,12 @@ class Generation:
             ) from error
         finally:
             await self.close(outcome)
+
+    def end_by(self, moment: float) -> None:
+        """Stop at ``moment`` of the loop's clock, if it is not read to its end by then."""
+        is_there = self._first.finish_reason and not self.request.is_streamed
+        if not is_there:
+            self._rest = Expiring(self._rest, moment, self.close)
 
     async def close(self, outcome: str = "cancelled") -> None:
         """Stop the engine if it still runs. Closing twice is as once."""
@@ -175,19 +185,22 @@ class Generator:
 
         Raises:
             MillraceError: no such model, too many requests, or what the engine said.
+            DeadlineExceeded: the client does not wait any longer.
         """
         found, pinned = self.routes.find(request.tenant, request.model)
         self.placement.check_in(_priority_of(request))
         reservation = None
         try:
             request, reservation = self._reserve(request, found, pinned)
-            generation = await self._start(request, found)
+            generation = await within(request.deadline.begins_by, self._start(request, found))
         except BaseException:
             self.placement.check_out()
             if reservation is not None:
                 reservation.settle(0)
             raise
         generation.reservation = reservation
+        if request.deadline.ends_by is not None:
+            generation.end_by(request.deadline.ends_by)
         return generation
 
     def _reserve(
@@ -202,7 +215,7 @@ class Generator:
         if allowance is None:
             return request, None
         requests = 0 if request.is_part else 1
-        limit = allowance.limits.tokens_per_minute
+        limit = allowance.tokens_per_minute
         if limit is None:
             return request, allowance.reserve(0, requests)
         # The prompt is needed now to be measured, and again to be asked.

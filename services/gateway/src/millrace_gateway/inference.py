@@ -17,6 +17,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from millrace_gateway import route, spans
 from millrace_gateway.answers import AnswerCounts
+from millrace_gateway.deadline import DeadlineExceeded, seconds_to, within
 from millrace_gateway.domain import Principal
 from millrace_gateway.inference_engine import InferenceEngine, Terms
 from millrace_gateway.limits import Limiter, Reservation
@@ -64,14 +65,14 @@ class Asked:
         question: makes the ModelInferRequest for the version that was chosen; one whose inputs
             depend on the version may ask for its metadata.
         is_stream: the answer may come in several parts.
-        timeout_seconds: what the client's deadline leaves; None without one.
+        ends_by: moment of the loop's clock until which the client waits; None without a deadline.
     """
 
     principal: Principal
     model: str
     question: Question
     is_stream: bool
-    timeout_seconds: float | None = None
+    ends_by: float | None = None
 
 
 @dataclass
@@ -143,7 +144,8 @@ class Inference:
         guest = _guest(asked)
         with self._in_progress(asked, guest) as progress:
             while True:
-                place = await self._placement.enter(guest, failed)
+                entering = self._placement.enter(guest, failed)
+                place = await within(asked.ends_by, entering)
                 try:
                     async with aclosing(self._ask(place, progress)) as responses:
                         async for response in responses:
@@ -228,8 +230,8 @@ class Inference:
         with trace.use_span(progress.span):
             traceparent = telemetry.current_traceparent()
         self._placement.asked(place)
-        request = await asked.question(place)
-        terms = Terms(asked.is_stream, asked.timeout_seconds, traceparent)
+        request = await within(asked.ends_by, asked.question(place))
+        terms = Terms(asked.is_stream, seconds_to(asked.ends_by), traceparent)
         progress.asked_seconds = time.perf_counter()
         async with aclosing(self.engine.answer(place, request, terms)) as responses:
             async for response in responses:
@@ -254,8 +256,7 @@ class Inference:
             yield progress
             outcome = "ok"
         except Exception as error:
-            is_refusal = isinstance(error, MillraceError) and not isinstance(error, Unavailable)
-            outcome = "refused" if is_refusal else "failed"
+            outcome = _outcome_of(error)
             progress.span.set_status(StatusCode.ERROR, str(error))
             raise
         finally:
@@ -303,6 +304,13 @@ class Inference:
 def _guest(asked: Asked) -> Guest:
     principal = asked.principal
     return Guest(principal.tenant, asked.model, principal.limits.priority, principal.key_id)
+
+
+def _outcome_of(error: Exception) -> str:
+    if isinstance(error, DeadlineExceeded):
+        return "cancelled"  # as when the client leaves
+    is_refusal = isinstance(error, MillraceError) and not isinstance(error, Unavailable)
+    return "refused" if is_refusal else "failed"
 
 
 def reference(model: str, version: str) -> str:

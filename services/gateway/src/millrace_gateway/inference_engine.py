@@ -16,9 +16,10 @@ import grpc
 import grpc.aio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from millrace_gateway.deadline import DeadlineExceeded
 from millrace_gateway.placement import Place
 from millrace_gateway.triton import EngineFailed
-from millrace_runtime.errors import FailedPrecondition, InvalidArgument, Unavailable
+from millrace_runtime.errors import FailedPrecondition, InvalidArgument
 
 _OPTIONS: Sequence[tuple[str, Any]] = (
     ("grpc.max_reconnect_backoff_ms", 1000),
@@ -56,7 +57,7 @@ class InferenceEngine(Protocol):
         Raises:
             InvalidArgument: the engine refuses the request.
             FailedPrecondition: the model answers streams alone.
-            Unavailable: the client's deadline has passed.
+            DeadlineExceeded: the client's deadline has passed.
             EngineFailed: it cannot answer it.
         """
         ...
@@ -199,7 +200,7 @@ def _meaning(error: grpc.RpcError, place: Place, deadline_is_clients: bool = Fal
     if code is grpc.StatusCode.UNAVAILABLE and _RESTRICTED in details:
         return FailedPrecondition("this is not open to clients here", reason="NOT_OFFERED")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED and deadline_is_clients:
-        return Unavailable("the deadline of the request has passed", reason="DEADLINE_EXCEEDED")
+        return DeadlineExceeded()
     return EngineFailed(f"{code.name}: {details}")
 
 

@@ -18,6 +18,7 @@ from grpc_status import rpc_status
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from millrace_gateway.app import KeyRing, bearer
+from millrace_gateway.deadline import moment_after
 from millrace_gateway.domain import Principal
 from millrace_gateway.edge import restarting
 from millrace_gateway.inference import EXTENSIONS, Asked, Inference, check_request, reference
@@ -236,7 +237,7 @@ def _asked(principal: Principal, request: Any, context: Any, is_stream: bool) ->
     async def question(_place: Place) -> Any:
         return request
 
-    return Asked(principal, model, question, is_stream, context.time_remaining())
+    return Asked(principal, model, question, is_stream, moment_after(context.time_remaining()))
 
 
 def _failure(request: Any, error: MillraceError) -> Any:

@@ -1,7 +1,7 @@
 """How much a key may use: token buckets on a monotonic clock, in this process alone.
 
-Each gateway process counts for itself: behind ``n`` replicas a key gets up to ``n`` times its
-limits. Nothing here waits, locks or asks the database. Headers and errors are those of
+Each of several gateways lets through its part of a key's limits, rounded up (``replicas.py``).
+Nothing here waits, locks or asks the database. Headers and errors are those of
 https://platform.openai.com/docs/guides/rate-limits.
 """
 
@@ -57,10 +57,15 @@ class Bucket:
     """Fills evenly up to a minute's worth; what is taken is gone until it has filled again.
 
     It is below zero when more was used than had been reserved: that is paid for first.
+
+    Args:
+        largest: the most that can ever be taken at once, where this is a part of what holds in
+            all: from ``per_minute`` on it is there when the bucket is full, and paid for after.
     """
 
-    def __init__(self, per_minute: int, now_seconds: float) -> None:
+    def __init__(self, per_minute: int, now_seconds: float, largest: int = 0) -> None:
         self.per_minute = per_minute
+        self.largest = largest or per_minute
         self._level = float(per_minute)
         self._filled_seconds = now_seconds
 
@@ -73,11 +78,11 @@ class Bucket:
 
     def wait_seconds(self, amount: float, now_seconds: float) -> float:
         """How long until ``amount`` is there; 0 when it is, infinite when it never will be."""
-        missing = amount - self.level(now_seconds)
+        if amount > self.largest:
+            return math.inf
+        missing = min(amount, self.per_minute) - self.level(now_seconds)
         if missing <= _SLACK:
             return 0.0
-        if amount > self.per_minute:
-            return math.inf
         return missing * _SECONDS_PER_MINUTE / self.per_minute
 
     def take(self, amount: float, now_seconds: float) -> None:
@@ -88,10 +93,10 @@ class Bucket:
         """Undo part of a taking; a negative amount takes more."""
         self._level = min(self.level(now_seconds) + amount, float(self.per_minute))
 
-    def resized(self, per_minute: int, now_seconds: float) -> "Bucket":
+    def resized(self, per_minute: int, now_seconds: float, largest: int = 0) -> "Bucket":
         """A bucket of another size from which as much is missing."""
         missing = self.per_minute - self.level(now_seconds)
-        other = Bucket(per_minute, now_seconds)
+        other = Bucket(per_minute, now_seconds, largest)
         other.take(missing, now_seconds)
         return other
 
@@ -105,7 +110,7 @@ class Bucket:
 
 
 class Allowance:
-    """What one key has left."""
+    """What one key has left, at this one of ``gateways``."""
 
     def __init__(
         self, key_id: str, limits: KeyLimits, monotonic_seconds: Callable[[], float]
@@ -113,17 +118,18 @@ class Allowance:
         self._key_id = key_id
         self._now = monotonic_seconds
         self.limits = KeyLimits()
+        self.gateways = 1
         self._requests: Bucket | None = None
         self._tokens: Bucket | None = None
         self._running = 0
         self.change(limits)
 
-    def change(self, limits: KeyLimits) -> None:
-        """Hold the key to other limits; what it has used counts on."""
+    def change(self, limits: KeyLimits, gateways: int = 1) -> None:
+        """Hold the key to a part of other limits; what it has used counts on."""
         now = self._now()
-        self._requests = _changed(self._requests, limits.requests_per_minute, now)
-        self._tokens = _changed(self._tokens, limits.tokens_per_minute, now)
-        self.limits = limits
+        self._requests = _changed(self._requests, limits.requests_per_minute, gateways, now)
+        self._tokens = _changed(self._tokens, limits.tokens_per_minute, gateways, now)
+        self.limits, self.gateways = limits, gateways
 
     def reserve(self, tokens: int, requests: int = 1) -> "Reservation":
         """Take requests, estimated tokens and a place among the concurrent ones, or nothing.
@@ -161,6 +167,11 @@ class Allowance:
         return headers
 
     @property
+    def tokens_per_minute(self) -> int | None:
+        """This gateway's part of them; None when they are not limited."""
+        return None if self._tokens is None else self._tokens.per_minute
+
+    @property
     def running(self) -> int:
         return self._running
 
@@ -172,10 +183,11 @@ class Allowance:
 
     def _check_concurrency(self) -> None:
         limit = self.limits.concurrent_generations
-        if limit is not None and self._running >= limit:
+        if limit is not None and self._running >= -(-limit // self.gateways):
             raise RateLimited(
                 f"Rate limit reached for key {self._key_id} on concurrent generations: "
-                f"Limit {limit}, In progress {self._running}. Try again when one has ended.",
+                f"Limit {limit}{self._shared()}, In progress {self._running}. "
+                "Try again when one has ended.",
                 "requests",
                 _CONCURRENCY_RETRY_SECONDS,
             )
@@ -186,15 +198,18 @@ class Allowance:
         seconds = bucket.wait_seconds(amount, now)
         if not seconds:
             return
-        limit = f"for key {self._key_id} on {kind} per minute: Limit {bucket.per_minute}"
+        limit = f"for key {self._key_id} on {kind} per minute: Limit {bucket.largest}"
         if math.isinf(seconds):
             raise RateLimited(f"Request too large {limit}, Requested {amount}.", kind, None)
         raise RateLimited(
-            f"Rate limit reached {limit}, Remaining {bucket.remaining(now)}, "
+            f"Rate limit reached {limit}{self._shared()}, Remaining {bucket.remaining(now)}, "
             f"Requested {amount}. Please try again in {duration(seconds)}.",
             kind,
             seconds,
         )
+
+    def _shared(self) -> str:
+        return f" in all at {self.gateways} gateways" if self.gateways > 1 else ""
 
 
 class Reservation:
@@ -223,8 +238,13 @@ class Limiter:
         self._default = default
         self._has_default = _has_any(default)
         self._now = monotonic_seconds
+        self._gateways = 1
         self._allowances: dict[str, Allowance] = {}
         self._forget_at = _MOST_REMEMBERED
+
+    def share(self, gateways: int) -> None:
+        """Let through a part of each key's limits; what keys have used counts on."""
+        self._gateways = gateways
 
     def of(self, principal: Principal | None) -> Allowance | None:
         """What the caller's key has left; None when it has no limits."""
@@ -236,8 +256,8 @@ class Limiter:
             self._forget_untouched()
             allowance = Allowance(principal.key_id, limits, self._now)
             self._allowances[principal.key_id] = allowance
-        elif allowance.limits != limits:
-            allowance.change(limits)
+        if allowance.limits != limits or allowance.gateways != self._gateways:
+            allowance.change(limits, self._gateways)
         return allowance
 
     def _completed(self, limits: KeyLimits) -> KeyLimits:
@@ -297,9 +317,14 @@ def _has_any(limits: KeyLimits) -> bool:
     )
 
 
-def _changed(bucket: Bucket | None, per_minute: int | None, now: float) -> Bucket | None:
+def _changed(
+    bucket: Bucket | None, per_minute: int | None, gateways: int, now: float
+) -> Bucket | None:
     if per_minute is None:
         return None
+    part = -(-per_minute // gateways)
     if bucket is None:
-        return Bucket(per_minute, now)
-    return bucket if bucket.per_minute == per_minute else bucket.resized(per_minute, now)
+        return Bucket(part, now, per_minute)
+    if (bucket.per_minute, bucket.largest) == (part, per_minute):
+        return bucket
+    return bucket.resized(part, now, per_minute)

@@ -24,7 +24,7 @@ class QueuePolicy:
     """How requests to a model wait for a place; None: as the gateway's settings say.
 
     Attributes:
-        max_queue_size: how many of them may wait at this gateway.
+        max_queue_size: how many of them may wait, at all gateways together.
         default_timeout_seconds: how long each may.
     """
 

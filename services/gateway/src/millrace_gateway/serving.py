@@ -38,6 +38,7 @@ from millrace_gateway.inference_grpc import InferenceServicer
 from millrace_gateway.letters import Letters
 from millrace_gateway.limits import Limiter
 from millrace_gateway.placement import Placement
+from millrace_gateway.replicas import Replicas
 from millrace_gateway.rest.caller import Gateway
 from millrace_gateway.rest_server import RestServer
 from millrace_gateway.route import RouteTable
@@ -70,6 +71,7 @@ async def serve(
     key_ring: KeyRing,
     relay: Relay,
     batch_store: BatchStore,
+    replicas: Replicas,
     is_ready: Callable[[], bool],
     stop: asyncio.Event,
 ) -> None:
@@ -85,12 +87,7 @@ async def serve(
     engine = TritonEngine(settings.generation_seconds, settings.engine_silence_seconds)
     history = History(settings.event_heartbeat_seconds)
     letters = Letters()
-    entrance = Entrance(
-        settings.maximum_generations,
-        settings.capacity(),
-        settings.queue_seconds,
-        settings.patience_seconds(),
-    )
+    entrance = _entrance(settings)
     placement = Placement(routes, entrance, Health())
     limiter = Limiter(settings.key_limits())
     generator = Generator(placement, engine, limiter)
@@ -119,11 +116,14 @@ async def serve(
         asyncio.create_task(report_answers(services, generator.answers)),
         asyncio.create_task(tell_wishes(services, routes.wishes)),
     ]
-    await _until_informed(routes, history)
+    await asyncio.gather(_until_informed(routes, history), replicas.look(entrance, limiter))
     handlers = create_handlers(gateway)
-    background.append(asyncio.create_task(batches.run(gateway, handlers)))
-    rest_app = create_app(gateway, handlers)
-    rest = RestServer(rest_app, settings.http_address, settings.drain_seconds)
+    until_drained = (
+        batches.run(gateway, handlers),
+        replicas.run(gateway.draining, entrance, limiter),
+    )
+    background += [asyncio.create_task(work) for work in until_drained]
+    rest = RestServer(create_app(gateway, handlers), settings.http_address, settings.drain_seconds)
     rpc, state = await _start_rpc(settings, channels, gateway)
     serving = asyncio.create_task(rest.serve(inherited(settings)))
     LOG.info("gateway answers REST at %s", settings.http_address)
@@ -143,6 +143,15 @@ async def serve(
         task.cancel()
     await asyncio.gather(*background, return_exceptions=True)
     await _close(engine, tensors, channels)
+
+
+def _entrance(settings: GatewaySettings) -> Entrance:
+    return Entrance(
+        settings.maximum_generations,
+        settings.capacity(),
+        settings.queue_seconds,
+        settings.patience_seconds(),
+    )
 
 
 async def _close(

@@ -49,8 +49,8 @@ class GatewaySettings(ServiceSettings):
     endpoint_generations: int = Field(
         64,
         gt=0,
-        description="completions in progress at one Triton endpoint; more must wait. Not above "
-        "what its engine takes at once: there is no priority within the engine",
+        description="completions in progress at one Triton endpoint, of all gateways; more must "
+        "wait. Not above what its engine takes at once: there is no priority within the engine",
     )
     default_priority_share: float = Field(
         0.9, gt=0, le=1, description="of an endpoint, up to which default priority may fill it"
@@ -106,6 +106,14 @@ class GatewaySettings(ServiceSettings):
         ge=0,
         description="how long a batch's request is tried again while the model does not answer "
         "(503), before that is its answer",
+    )
+    batch_turn_seconds: float = Field(
+        30.0,
+        gt=0,
+        description="how long a batch keeps its place at least when a tenant waits that has none",
+    )
+    batch_retention_days: float = Field(
+        30.0, gt=0, le=36_500, description="days after its end for which a batch is listed"
     )
     event_heartbeat_seconds: float = Field(
         15.0, gt=0, description="silence on an event stream after which a comment is sent"

@@ -1,4 +1,4 @@
-"""The gateway's tables: keys, batches with their lines, and the outbox."""
+"""The gateway's tables: keys, batches with their lines, the gateways themselves, the outbox."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -45,6 +45,12 @@ KEYS = Table(
 OUTBOX = outbox_table(METADATA)
 BATCHES = batches_table(METADATA)
 BATCH_LINES = lines_table(METADATA)
+GATEWAYS = Table(
+    "gateways",
+    METADATA,
+    Column("id", String(128), primary_key=True),
+    Column("beats", Integer, nullable=False),
+)
 
 
 class KeyTable:

@@ -92,7 +92,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class QueuePolicy:
-    """How requests to a model wait at each gateway; None: as the gateway's settings say."""
+    """How requests to a model wait at all gateways; None: as the gateway's settings say."""
 
     max_queue_size: int | None = None
     default_timeout_seconds: float | None = None

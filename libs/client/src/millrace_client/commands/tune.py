@@ -1,7 +1,6 @@
 """``millrace tune``: fine-tuning."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,7 +19,7 @@ from millrace_client.output import (
     state,
     table,
 )
-from millrace_client.uploads import upload
+from millrace_client.uploads import file_id
 from millrace_client.watching import metrics, watch
 
 app = typer.Typer(help="Fine-tune models that exist, on conversations.")
@@ -80,11 +79,11 @@ def create(
     with api(context) as client:
         body: Json = {
             "model": model,
-            "training_file": _file_id(client, file),
+            "training_file": file_id(client, file, purpose="fine-tune"),
             "method": {"type": "supervised", "supervised": supervised},
         }
         if validation_file:
-            body["validation_file"] = _file_id(client, validation_file)
+            body["validation_file"] = file_id(client, validation_file, purpose="fine-tune")
         if suffix:
             body["suffix"] = suffix
         if seed is not None:
@@ -144,16 +143,6 @@ def resume(context: typer.Context, job: JobArgument, as_json: JsonOption = False
     """Take a paused job up from its newest checkpoint."""
     with api(context) as client:
         show(client.tuning_jobs.act(job, "resume"), as_json=as_json)
-
-
-def _file_id(client: Millrace, given: str) -> str:
-    """An id as it is; a path is uploaded first."""
-    path = Path(given)
-    if given.startswith("file-") and not path.exists():
-        return given
-    if not path.is_file():
-        raise typer.BadParameter(f"{given!r} is neither a file here nor the id of an upload")
-    return str(upload(client, path, purpose="fine-tune")["id"])
 
 
 def _new_events(client: Millrace, job: str, seen: set[str]) -> Iterator[str]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar
 
@@ -21,8 +21,9 @@ from prometheus_client import Counter
 
 from millrace_gateway.batches import input as batch_input
 from millrace_gateway.batches import output as batch_output
+from millrace_gateway.batches import turns
 from millrace_gateway.batches.ask import Answered
-from millrace_gateway.batches.domain import Batch, BatchError, LineAnswer, Status
+from millrace_gateway.batches.domain import WINDOW, Batch, BatchError, LineAnswer, Status
 from millrace_gateway.batches.input import InputLimits
 from millrace_gateway.batches.store import BatchStore
 from millrace_runtime import telemetry
@@ -31,6 +32,7 @@ from millrace_runtime.leases import Lease
 
 _LINES_AT_ONCE = 1000
 _LONGEST_WAIT_SECONDS = 30.0
+_LOOK_UP = timedelta(seconds=1)
 
 _LINES = Counter("millrace_batch_lines_total", "Lines of batches, answered.", ["outcome"])
 _RETRIES = Counter(
@@ -71,10 +73,44 @@ class Pace:
         concurrency: lines of one batch in progress at once.
         patience_seconds: how long a line is asked again whose engine fails (503), before that
             is its answer. What merely has to wait (429) waits as long as the batch lasts.
+        turn_seconds: how long a batch keeps its place at least when other tenants wait.
     """
 
     concurrency: int
     patience_seconds: float
+    turn_seconds: float
+
+
+class _TurnOver(Exception):
+    """The batch makes room for another tenant's; it has lines left."""
+
+
+class Turn:
+    """Whether a batch goes on or makes room: asked between lines, looked up once a second.
+
+    It lasts ``least`` from the first line on, so that each turn gets somewhere, however long
+    the input takes to be fetched.
+    """
+
+    def __init__(
+        self,
+        look_up: Callable[[], Awaitable[bool]],
+        least: timedelta,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._look_up = look_up
+        self._now = now
+        self._due = now() + least
+        self.is_over = False
+
+    async def ends(self) -> bool:
+        """Whether to stop here. Once it has ended, everybody stops."""
+        if not self.is_over and self._now() >= self._due:
+            self._due = self._now() + _LOOK_UP
+            # Not assigned as it is: a look-up that was slow must not take another's answer back.
+            if await self._look_up():
+                self.is_over = True
+        return self.is_over
 
 
 class BatchRunner:
@@ -100,6 +136,7 @@ class BatchRunner:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         in_thread: InThread = asyncio.to_thread,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._files = files
@@ -112,9 +149,13 @@ class BatchRunner:
         self._now = now
         self._in_thread = in_thread
         self._sleep = sleep
+        self._monotonic = monotonic
+        self._turn = timedelta(seconds=pace.turn_seconds)
+        # By batch and line, in monotonic seconds: of lines that are put off over a turn's end.
+        self._patience_ends: dict[tuple[str, int], float] = {}
 
     async def run(self, lease: Lease) -> None:
-        """Work until the batch has ended.
+        """Work until the batch has ended, or makes room for another tenant's.
 
         Raises:
             LeaseLost: it was taken over, or cancelled; whoever claims it next goes on.
@@ -123,8 +164,12 @@ class BatchRunner:
         batch = await self._in_thread(self._store.load, lease)
         attributes: dict[str, Any] = {"millrace.batch": batch.id}
         with telemetry.span("batch", traceparent=batch.traceparent, attributes=attributes):
-            while not batch.status.is_final:
-                batch = await self._step(lease, batch)
+            try:
+                while not batch.status.is_final:
+                    batch = await self._step(lease, batch)
+            except _TurnOver:
+                await self._in_thread(self._store.release, lease)
+                self._forget_old_lines()
         self._ring()
 
     async def _step(self, lease: Lease, batch: Batch) -> Batch:
@@ -166,7 +211,8 @@ class BatchRunner:
         try:
             async with asyncio.timeout(remaining_seconds), self._input(batch) as source:
                 requests = batch_input.chosen(source, pending)
-                await self._all_at_once(lease, batch, requests)
+                turn = Turn(lambda: self._is_leaving(batch), self._turn, self._now)
+                await self._all_at_once(lease, batch, requests, turn)
         except TimeoutError:
             if self._now() < batch.expire_time:  # it was somebody else's
                 raise
@@ -174,10 +220,20 @@ class BatchRunner:
             await self._give_up(lease, batch, pending)
         return await self._in_thread(self._store.finalize, lease)
 
-    async def _all_at_once(self, lease: Lease, batch: Batch, requests: Iterator[Request]) -> None:
-        """Ask all requests, some at a time. The first failure ends all of them."""
+    async def _is_leaving(self, batch: Batch) -> bool:
+        standing = await self._in_thread(self._store.standing)
+        return batch.id in turns.leaving(standing, self._turn, self._now())
+
+    async def _all_at_once(
+        self, lease: Lease, batch: Batch, requests: Iterator[Request], turn: Turn
+    ) -> None:
+        """Ask all requests, some at a time. The first failure ends all of them.
+
+        Raises:
+            _TurnOver: there are requests left, and none under way.
+        """
         asking = [
-            asyncio.ensure_future(self._some(lease, batch, requests))
+            asyncio.ensure_future(self._some(lease, batch, requests, turn))
             for _ in range(self._pace.concurrency)
         ]
         try:
@@ -186,33 +242,54 @@ class BatchRunner:
             for task in asking:
                 task.cancel()
             await asyncio.gather(*asking, return_exceptions=True)
+        if turn.is_over and self._now() < batch.expire_time:
+            raise _TurnOver
 
-    async def _some(self, lease: Lease, batch: Batch, requests: Iterator[Request]) -> None:
+    async def _some(
+        self, lease: Lease, batch: Batch, requests: Iterator[Request], turn: Turn
+    ) -> None:
         """Ask one request after the other, sharing ``requests`` with others."""
         for number, request in requests:
-            if self._now() >= batch.expire_time:
+            if self._now() >= batch.expire_time or await turn.ends():
                 return
-            answered = await self._ask_patiently(batch, orjson.dumps(request["body"]))
+            body = orjson.dumps(request["body"])
+            answered = await self._ask_patiently(batch, number, body, turn)
+            if answered is None:
+                return
             line_id = batch.line_id(number)
             answer = batch_output.answered_line(line_id, request["custom_id"], answered)
             await self._keep(lease, number, answer)
 
-    async def _ask_patiently(self, batch: Batch, body: bytes) -> Answered:
-        """Ask until there is an answer that will stay the same."""
-        order, attempt = batch.order, 0
-        gives_up_seconds = time.monotonic() + self._pace.patience_seconds
+    async def _ask_patiently(
+        self, batch: Batch, number: int, body: bytes, turn: Turn
+    ) -> Answered | None:
+        """Ask until there is an answer that will stay the same; None when the turn ends before."""
+        order, attempt, line = batch.order, 0, (batch.id, number)
+        gives_up_seconds = self._patience_ends.pop(line, None)
         while True:
             answered = await self._ask(order.tenant, order.key_id, order.endpoint, body)
             seconds = answered.retry_seconds()
             if seconds is None:
                 return answered
             if answered.status == 503:
-                if time.monotonic() >= gives_up_seconds:
+                if gives_up_seconds is None:
+                    gives_up_seconds = self._monotonic() + self._pace.patience_seconds
+                if self._monotonic() >= gives_up_seconds:
                     return answered
                 seconds = max(seconds, min(2.0**attempt, _LONGEST_WAIT_SECONDS))
                 attempt += 1
             _RETRIES.labels(str(answered.status)).inc()
             await self._sleep(seconds)
+            if await turn.ends():
+                if gives_up_seconds is not None:
+                    self._patience_ends[line] = gives_up_seconds
+                return None
+
+    def _forget_old_lines(self) -> None:
+        """Those of batches that have ended since, perhaps in another gateway."""
+        oldest = self._monotonic() - WINDOW.total_seconds()
+        kept = {line: end for line, end in self._patience_ends.items() if end > oldest}
+        self._patience_ends = kept
 
     async def _keep(self, lease: Lease, number: int, answer: LineAnswer) -> None:
         await self._in_thread(self._store.answer, lease, number, answer)

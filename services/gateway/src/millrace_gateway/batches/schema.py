@@ -23,6 +23,7 @@ LONGEST_CUSTOM_ID = 512
 
 
 def batches_table(metadata: MetaData) -> Table:
+    """``claim_time``: when the batch was last given a place (``turns.py``)."""
     return Table(
         "batches",
         metadata,
@@ -40,6 +41,7 @@ def batches_table(metadata: MetaData) -> Table:
         Column("finalize_time", UtcDateTime),
         Column("cancel_time", UtcDateTime),
         Column("finish_time", UtcDateTime),
+        Column("claim_time", UtcDateTime),
         Column("model", String(300)),
         Column("total", Integer, nullable=False),
         Column("completed", Integer, nullable=False),
@@ -54,6 +56,7 @@ def batches_table(metadata: MetaData) -> Table:
         *lease_columns(),
         *request_columns(),
         Index("batches_tenant_id", "tenant", "id"),
+        Index("batches_tenant_claim_time", "tenant", "claim_time"),
     )
 
 

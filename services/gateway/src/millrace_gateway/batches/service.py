@@ -1,12 +1,15 @@
 """All of batches in one gateway: the use cases, and the threads that run batches."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import wait
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from prometheus_client import Gauge
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp
 
 from millrace_gateway.batches.app import Batches
@@ -23,7 +26,10 @@ from millrace_runtime.work import Worker
 if TYPE_CHECKING:
     from millrace_gateway.rest.caller import Gateway
 
+LOG = logging.getLogger(__name__)
+
 _POLL_SECONDS = 0.1
+_SWEEP_SECONDS = 3600.0
 
 _BATCHES = Gauge("millrace_batches", "Batches by status, of all gateways.", ["status"])
 
@@ -71,9 +77,11 @@ class BatchService:
         threads = [threading.Thread(target=one.run, name=one.name) for one in self._workers]
         for thread in threads:
             thread.start()
+        sweeping = asyncio.create_task(self._sweep())
         try:
             await gateway.draining.wait()
         finally:
+            sweeping.cancel()
             for worker in self._workers:
                 worker.drain()
             for thread in threads:
@@ -88,9 +96,25 @@ class BatchService:
             gateway.generator.routes.find,
             settings.scratch_directory / "batches",
             InputLimits(settings.batch_requests, settings.maximum_body_bytes),
-            Pace(settings.batch_concurrency, settings.batch_patience_seconds),
+            Pace(
+                settings.batch_concurrency,
+                settings.batch_patience_seconds,
+                settings.batch_turn_seconds,
+            ),
             ring=self._ring_relay,
         )
+
+    async def _sweep(self) -> None:
+        """Forget batches that ended long ago, now and then."""
+        retention = timedelta(days=self._settings.batch_retention_days)
+        while True:
+            try:
+                count = await asyncio.to_thread(self._store.forget, datetime.now(UTC) - retention)
+                if count:
+                    LOG.info("%d batches that ended long ago are listed no more", count)
+            except SQLAlchemyError:  # it is tried again
+                LOG.exception("batches of long ago could not be deleted")
+            await asyncio.sleep(_SWEEP_SECONDS)
 
     def _perform(self, lease: Lease, stop: threading.Event) -> None:
         """Called in a worker's thread."""

@@ -9,10 +9,11 @@ from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, select, update
+from sqlalchemy import Connection, Row, delete, false, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from millrace_gateway import convert
+from millrace_gateway.batches import turns
 from millrace_gateway.batches.domain import (
     NEXT,
     WINDOW,
@@ -24,6 +25,7 @@ from millrace_gateway.batches.domain import (
     Status,
     Usage,
 )
+from millrace_gateway.batches.turns import Place, Standing, Waiting
 from millrace_gateway.store import BATCH_LINES, BATCHES
 from millrace_runtime import idempotency, leases, names, telemetry
 from millrace_runtime.database import Database
@@ -108,15 +110,27 @@ class BatchStore:
             return {row[0]: row[1] for row in connection.execute(query)}
 
     def claim(self) -> Lease | None:
+        """A place for the oldest batch of the tenant whose turn it is (``turns.py``)."""
+        now = self._now()
         with self._database.transaction() as connection:
-            return leases.claim(
+            tenant = turns.next_tenant(_standing(connection, now))
+            lease = leases.claim(
                 connection,
                 BATCHES,
                 BATCHES.c.status.in_(UNFINISHED),
                 owner=self._owner,
-                now=self._now(),
+                now=now,
                 duration=self._duration,
+                preferred=BATCHES.c.tenant == tenant,
             )
+            if lease is not None:
+                connection.execute(leases.fenced(BATCHES, lease).values(claim_time=now))
+            return lease
+
+    def standing(self) -> Standing:
+        """Who has places now, and who waits for one."""
+        with self._database.transaction() as connection:
+            return _standing(connection, self._now())
 
     def renew(self, lease: Lease) -> Lease:
         with self._database.transaction() as connection:
@@ -200,6 +214,14 @@ class BatchStore:
         values = {"output_file_id": output_file_id, "error_file_id": error_file_id}
         return self._move(lease, status, {**values, "finish_time": self._now()})
 
+    def forget(self, before: datetime) -> int:
+        """Delete the rows of batches that ended ``before``, and say how many; files stay."""
+        old = delete(BATCHES).where(
+            BATCHES.c.status.not_in(UNFINISHED), BATCHES.c.finish_time < before
+        )
+        with self._database.transaction() as connection:
+            return connection.execute(old).rowcount
+
     def fail(self, lease: Lease, errors: Sequence[BatchError]) -> Batch:
         values = {"errors": [asdict(error) for error in errors], "finish_time": self._now()}
         return self._move(lease, Status.FAILED, values)
@@ -219,6 +241,27 @@ class BatchStore:
 
     def _hold(self, connection: Connection, lease: Lease) -> Lease:
         return leases.renew(connection, BATCHES, lease, now=self._now(), duration=self._duration)
+
+
+def _standing(connection: Connection, now: datetime) -> Standing:
+    unfinished = BATCHES.c.status.in_(UNFINISHED)
+    is_held = func.coalesce(BATCHES.c.lease_expires >= now, false())
+    places = select(BATCHES.c.id, BATCHES.c.tenant, BATCHES.c.claim_time, BATCHES.c.create_time)
+    # Ended batches count too: whose have all ended was served just now.
+    every = BATCHES.alias()
+    served = select(func.max(every.c.claim_time)).where(every.c.tenant == BATCHES.c.tenant)
+    waiting = (
+        select(BATCHES.c.tenant, func.min(BATCHES.c.create_time), served.scalar_subquery())
+        .where(unfinished, ~is_held)
+        .group_by(BATCHES.c.tenant)
+    )
+    return Standing(
+        [
+            Place(row.id, row.tenant, row.claim_time or row.create_time)
+            for row in connection.execute(places.where(unfinished, is_held))
+        ],
+        [Waiting(*row) for row in connection.execute(waiting)],
+    )
 
 
 def _insert(connection: Connection) -> Any:

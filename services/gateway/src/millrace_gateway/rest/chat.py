@@ -11,8 +11,10 @@ from pydantic import BaseModel
 
 from millrace_gateway import bundle, generation
 from millrace_gateway.bundle import Bundle
+from millrace_gateway.deadline import Deadline
 from millrace_gateway.rest.caller import Caller, CallerOf
 from millrace_gateway.rest.conversation import Conversation, Messages, rendered
+from millrace_gateway.rest.deadlines import PARAMETER, deadline_of
 from millrace_gateway.rest.formats import ResponseFormat, engine_format
 from millrace_gateway.rest.generations import (
     AlternativeCount,
@@ -108,11 +110,13 @@ class ChatCompletion(BaseModel):
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
         }
     },
+    openapi_extra=PARAMETER,
 )
 async def create_chat_completion(request: Request, body: ChatRequest, caller: CallerOf) -> Response:
     """Answer a chat, at once or as a stream of server-sent events."""
     tools = plan(body.tools, body.tool_choice, body.parallel_tool_calls)
-    asked = repeated(_asked(caller, body, tools), body.n or 1)
+    deadline = deadline_of(request, bool(body.stream))
+    asked = repeated(_asked(caller, body, tools, deadline), body.n or 1)
     begin = partial(bundle.start, caller.gateway.generator, asked, repeats=len(asked))
     with calling(tools.fields):
         if body.stream:
@@ -267,7 +271,9 @@ def _call(call: ToolCall) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": function}
 
 
-def _asked(caller: Caller, body: ChatRequest, tools: ToolPlan) -> generation.Request:
+def _asked(
+    caller: Caller, body: ChatRequest, tools: ToolPlan, deadline: Deadline
+) -> generation.Request:
     _check(body)
     sampling = body.sampling()
     stops = [*([body.stop] if isinstance(body.stop, str) else body.stop or ()), *tools.stops]
@@ -287,6 +293,7 @@ def _asked(caller: Caller, body: ChatRequest, tools: ToolPlan) -> generation.Req
         principal=caller.principal,
         service_tier=body.service_tier,
         is_streamed=bool(body.stream),
+        deadline=deadline,
     )
 
 

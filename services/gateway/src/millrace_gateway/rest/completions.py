@@ -15,8 +15,10 @@ from pydantic import BaseModel, Field
 
 from millrace_gateway import bundle, generation
 from millrace_gateway.bundle import Bundle
+from millrace_gateway.deadline import Deadline
 from millrace_gateway.generation import PromptMaker
 from millrace_gateway.rest.caller import Caller, CallerOf
+from millrace_gateway.rest.deadlines import PARAMETER, deadline_of
 from millrace_gateway.rest.formats import ResponseFormat, engine_format
 from millrace_gateway.rest.generations import (
     AlternativeCount,
@@ -94,13 +96,14 @@ class Completion(BaseModel):
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
         }
     },
+    openapi_extra=PARAMETER,
 )
 async def create_completion(
     request: Request, body: CompletionRequest, caller: CallerOf
 ) -> Response:
     """Continue a text, at once or as a stream of server-sent events."""
     prompts = _prompts(body)
-    asked = _asked(caller, body, prompts)
+    asked = _asked(caller, body, prompts, deadline_of(request, bool(body.stream)))
     begin = partial(bundle.start, caller.gateway.generator, asked, repeats=body.n or 1)
     with calling({"messages": "prompt"}):
         if body.stream:
@@ -207,7 +210,7 @@ def _writers(body: CompletionRequest, prompts: Sequence[Prompt]) -> list[_Writer
 
 
 def _asked(
-    caller: Caller, body: CompletionRequest, prompts: Sequence[Prompt]
+    caller: Caller, body: CompletionRequest, prompts: Sequence[Prompt], deadline: Deadline
 ) -> list[generation.Request]:
     _check(body, prompts)
     sampling = {
@@ -234,6 +237,7 @@ def _asked(
                 principal=caller.principal,
                 service_tier=body.service_tier,
                 is_streamed=bool(body.stream),
+                deadline=deadline,
             ),
             body.n or 1,
         )

@@ -86,7 +86,7 @@ Refused = Annotated[Any, BeforeValidator(_refuse)]
 
 
 class QueuePolicy(RequestBody):
-    """How requests to the model wait, at each gateway, when its engines are busy.
+    """How requests to the model wait, at all gateways, when its engines are busy.
 
     The terms are those of Triton's ModelQueuePolicy. What is not given is as the gateway is set.
     """

@@ -17,7 +17,9 @@ from fastapi import Request, Response
 from pydantic import BaseModel, Discriminator, Field, Tag
 
 from millrace_gateway import bundle, generation
+from millrace_gateway.deadline import Deadline
 from millrace_gateway.rest.caller import Caller, CallerOf
+from millrace_gateway.rest.deadlines import PARAMETER, deadline_of
 from millrace_gateway.rest.generations import headers, while_connected
 from millrace_gateway.rest.routing import router
 from millrace_gateway.rest.shapes import RequestBody
@@ -89,15 +91,20 @@ class Embeddings(BaseModel):
     usage: EmbeddingUsage
 
 
-@ROUTER.post("/v1/embeddings", response_model=None, responses={200: {"model": Embeddings}})
+@ROUTER.post(
+    "/v1/embeddings",
+    response_model=None,
+    responses={200: {"model": Embeddings}},
+    openapi_extra=PARAMETER,
+)
 async def create_embeddings(request: Request, body: EmbeddingRequest, caller: CallerOf) -> Response:
     """Vectors of texts: the mean of the model's last hidden state, in unit length."""
     with _refused_by_engine(body.model):
-        answer = await while_connected(request, _answer(caller, body))
+        answer = await while_connected(request, _answer(caller, body, deadline_of(request)))
         return answer or Response(status_code=499)
 
 
-async def _answer(caller: Caller, body: EmbeddingRequest) -> Response:
+async def _answer(caller: Caller, body: EmbeddingRequest, deadline: Deadline) -> Response:
     inputs = body.inputs
     asked = generation.Request(
         id=names.new_id("embd"),
@@ -110,6 +117,7 @@ async def _answer(caller: Caller, body: EmbeddingRequest) -> Response:
             "max_tokens": 0,
         },
         principal=caller.principal,
+        deadline=deadline,
     )
     started = await bundle.start(caller.gateway.generator, [asked])
     found: dict[int, bytes] = {}

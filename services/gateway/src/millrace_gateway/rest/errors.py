@@ -31,6 +31,7 @@ STATUS_OF: Mapping[grpc.StatusCode, int] = {
     grpc.StatusCode.FAILED_PRECONDITION: 400,
     grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
     grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
 }
 _TYPES: Mapping[int, str] = {
     403: "permission_error",
@@ -38,6 +39,7 @@ _TYPES: Mapping[int, str] = {
     429: "rate_limit_error",
     500: "server_error",
     503: "server_error",
+    504: "server_error",
     507: "server_error",
 }
 _RETRY_AFTER_SECONDS = "1"
@@ -105,6 +107,9 @@ def status_of(error: MillraceError) -> int:
 
 def answer(status: int, content: dict[str, Any]) -> Response:
     headers = {"retry-after": _RETRY_AFTER_SECONDS} if status in (429, 503, 507) else {}
+    if status == 504:
+        # Clients of OpenAI's would ask again, for an answer that nobody waits for any more.
+        headers["x-should-retry"] = "false"
     if status == 401:
         headers["www-authenticate"] = "Bearer"
     return Response(orjson.dumps(content), status, headers, "application/json")

@@ -24,6 +24,7 @@ from millrace_gateway.inference import EXTENSIONS, Asked, check_request, referen
 from millrace_gateway.placement import Place
 from millrace_gateway.rest import tensors, text_tensors
 from millrace_gateway.rest.caller import Caller, CallerOf
+from millrace_gateway.rest.deadlines import end_of
 from millrace_gateway.rest.generations import while_connected
 from millrace_gateway.rest.routing import router
 from millrace_gateway.rest.tensors import InferenceBody, plain
@@ -123,7 +124,7 @@ async def infer(request: Request, caller: CallerOf, model: ModelOf) -> Response:
         return tensors.request_message(body, binary), tensors.form(body)
 
     message, wanted = await _aside(len(content), read)
-    asked = _asked(caller, model, message)
+    asked = _asked(caller, model, message, end_of(request))
     response = await while_connected(request, caller.gateway.inference.infer(asked))
     if response is None:
         return Response(status_code=499)
@@ -140,7 +141,8 @@ async def infer(request: Request, caller: CallerOf, model: ModelOf) -> Response:
 async def generate(request: Request, caller: CallerOf, model: ModelOf) -> Response:
     """Ask with flat JSON, and get the whole answer."""
     body = _parsed(GenerateBody, await _content(request, caller))
-    found = await while_connected(request, _collected(_answers(caller, model, body)))
+    answers = _answers(caller, model, body, end_of(request))
+    found = await while_connected(request, _collected(answers))
     if found is None:
         return Response(status_code=499)
     said = text_tensors.joined([text_tensors.answer(response, body) for response in found])
@@ -152,7 +154,7 @@ async def generate(request: Request, caller: CallerOf, model: ModelOf) -> Respon
 async def generate_stream(request: Request, caller: CallerOf, model: ModelOf) -> Response:
     """Ask with flat JSON; each part of the answer is a server-sent event."""
     body = _parsed(GenerateBody, await _content(request, caller))
-    responses = _answers(caller, model, body)
+    responses = _answers(caller, model, body, end_of(request))
     first = await while_connected(request, _first(responses))
     if first is None:
         await responses.aclose()
@@ -230,14 +232,16 @@ async def _statistics(caller: Caller, model: str) -> Response:
     return _json({"model_stats": [plain(entry) for entry in entries]})
 
 
-def _asked(caller: Caller, model: str, message: Any) -> Asked:
+def _asked(caller: Caller, model: str, message: Any, ends_by: float | None) -> Asked:
     async def question(_place: Place) -> Any:
         return message
 
-    return Asked(caller.principal, model, question, is_stream=False)
+    return Asked(caller.principal, model, question, is_stream=False, ends_by=ends_by)
 
 
-def _answers(caller: Caller, model: str, body: GenerateBody) -> AsyncGenerator[Any, None]:
+def _answers(
+    caller: Caller, model: str, body: GenerateBody, ends_by: float | None
+) -> AsyncGenerator[Any, None]:
     inference = caller.gateway.inference
 
     async def question(place: Place) -> Any:
@@ -245,7 +249,8 @@ def _answers(caller: Caller, model: str, body: GenerateBody) -> AsyncGenerator[A
         check_request(message)
         return message
 
-    return inference.answers(Asked(caller.principal, model, question, is_stream=True))
+    asked = Asked(caller.principal, model, question, is_stream=True, ends_by=ends_by)
+    return inference.answers(asked)
 
 
 def _check_name(body: InferenceBody, model: str) -> None:

@@ -34,7 +34,7 @@ PriorityWord = Literal["high", "default", "low"]
 
 
 class LimitFields(RequestBody):
-    """What a key may use, in each gateway process; null: the operator's default.
+    """What a key may use, at all gateways together; null: the operator's default.
 
     ``priority`` is that of requests which ask for no other by ``service_tier``.
     """

@@ -12,8 +12,10 @@ from pydantic import BaseModel, Discriminator, Field, Tag
 
 from millrace_gateway import bundle, generation
 from millrace_gateway.bundle import Bundle
+from millrace_gateway.deadline import Deadline
 from millrace_gateway.rest.caller import Caller, CallerOf
 from millrace_gateway.rest.conversation import Conversation, arguments
+from millrace_gateway.rest.deadlines import PARAMETER, deadline_of
 from millrace_gateway.rest.formats import (
     FormatName,
     JsonObjectFormat,
@@ -198,12 +200,14 @@ class ResponseObject(BaseModel):
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
         }
     },
+    openapi_extra=PARAMETER,
 )
 async def create_response(request: Request, body: ResponseRequest, caller: CallerOf) -> Response:
     """Answer a conversation, at once or as a stream of typed events."""
     tools = _plan(body)
     with calling({**_FIELDS, **tools.fields}):
-        begin = partial(bundle.start, caller.gateway.generator, [_asked(caller, body, tools)])
+        asked = _asked(caller, body, tools, deadline_of(request, bool(body.stream)))
+        begin = partial(bundle.start, caller.gateway.generator, [asked])
         if body.stream:
             started = await while_connected(request, begin())
             if started is None:
@@ -256,7 +260,9 @@ def _plan(body: ResponseRequest) -> ToolPlan:
         return plan(tools, choice, body.parallel_tool_calls)
 
 
-def _asked(caller: Caller, body: ResponseRequest, tools: ToolPlan) -> generation.Request:
+def _asked(
+    caller: Caller, body: ResponseRequest, tools: ToolPlan, deadline: Deadline
+) -> generation.Request:
     _check(body)
     has_logprobs = _LOGPROBS in (body.include or ())
     return generation.Request(
@@ -276,6 +282,7 @@ def _asked(caller: Caller, body: ResponseRequest, tools: ToolPlan) -> generation
         principal=caller.principal,
         service_tier=body.service_tier,
         is_streamed=bool(body.stream),
+        deadline=deadline,
     )
 
 

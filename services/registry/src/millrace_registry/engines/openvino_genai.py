@@ -55,6 +55,7 @@ scorer's thread instead (``scorer.py``), vectors by the embedder's (``embedder.p
 not seen before is first tried in a thread of its own (``grammar.py``).
 """
 
+import gc
 import json
 import sys
 import threading
@@ -118,6 +119,9 @@ class TritonPythonModel:
         self.intake = Intake(self.delivery)
         sys.setswitchinterval(GIL_SWITCH_SECONDS)
         self.thread = threading.Thread(target=self._run)
+        # A full collection would stop all streams for tens of milliseconds; what is there stays.
+        gc.collect()
+        gc.freeze()
         self.thread.start()
 
     def execute(self, requests: list[Any]) -> None:

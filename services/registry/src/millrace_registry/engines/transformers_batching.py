@@ -15,6 +15,7 @@ packages ``MILLRACE_ENGINE_PACKAGES`` names.
 One thread generates and sends, in turns (``delivery.py``).
 """
 
+import gc
 import json
 import os
 import sys
@@ -91,6 +92,9 @@ class TritonPythonModel:
         self.delivery = Delivery()
         self.intake = Intake(self.delivery)
         self.thread = threading.Thread(target=self._run)
+        # A full collection would stop all streams for tens of milliseconds; what is there stays.
+        gc.collect()
+        gc.freeze()
         self.thread.start()
 
     def execute(self, requests: list[Any]) -> None:

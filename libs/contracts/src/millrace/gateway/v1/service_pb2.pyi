@@ -69,7 +69,7 @@ Global___KeyPriority: _TypeAlias = KeyPriority  # noqa: Y015
 
 @_typing.final
 class KeyLimits(_message.Message):
-    """What a key may use, in each gateway process. What is unset is the operator's default, which
+    """What a key may use, at all gateways together. What is unset is the operator's default, which
     is without limit unless the gateway's settings say otherwise.
     """
 

@@ -291,7 +291,7 @@ Global___CanaryStrategy: _TypeAlias = CanaryStrategy  # noqa: Y015
 
 @_typing.final
 class QueuePolicy(_message.Message):
-    """How requests to a model wait, at each gateway, when its engines are busy. What is absent is as the
+    """How requests to a model wait, at all gateways, when its engines are busy. What is absent is as the
     gateway's settings say. The terms are those of Triton's ModelQueuePolicy.
     """
 
