@@ -7,6 +7,7 @@ the same vocabulary, whose pipeline outlives the error.
 Copied beside ``model.py`` into the Triton repository, so free of imports from this package.
 """
 
+import hashlib
 import tempfile
 import threading
 import time
@@ -31,26 +32,28 @@ class GrammarCheck:
         self._vocabulary_size = vocabulary_size
         self._lock = threading.Lock()
         self._pipeline: Any = None
-        self._refusals: dict[tuple[str, str], str] = {}
+        self._refusals: dict[bytes, str] = {}
 
     def is_known(self, kind: str, text: str) -> bool:
-        return (kind, text) in self._refusals
+        return _digest(kind, text) in self._refusals
 
     def refusal(self, kind: str, text: str) -> str:
         """Why the engine does not take the grammar, "" when it does.
 
         ``kind`` is an option of StructuredOutputConfig.
         """
+        digest = _digest(kind, text)
         with self._lock:
-            if (kind, text) not in self._refusals:
+            if digest not in self._refusals:
                 if len(self._refusals) >= REMEMBERED:
                     self._refusals.pop(next(iter(self._refusals)))
-                self._refusals[kind, text] = self._try(kind, text)
-            return self._refusals[kind, text]
+                self._refusals[digest] = self._try(kind, text)
+            return self._refusals[digest]
 
     def _try(self, kind: str, text: str) -> str:
         if self._pipeline is None:
-            self._pipeline = start_flat(self._artifact, self._vocabulary_size)
+            logits = np.zeros(self._vocabulary_size, np.float32)
+            self._pipeline = start_flat(self._artifact, logits)
         config = genai.GenerationConfig(max_new_tokens=1, apply_chat_template=False)
         config.structured_output_config = structured(kind, text)
         began = time.monotonic()
@@ -63,12 +66,20 @@ class GrammarCheck:
         return ""
 
 
+def _digest(kind: str, text: str) -> bytes:
+    """A grammar may be large, and many are remembered."""
+    return hashlib.sha256(f"{kind} {text}".encode(errors="surrogatepass")).digest()
+
+
 def structured(kind: str, text: str) -> Any:
     return genai.StructuredOutputConfig(**{kind: text})
 
 
-def start_flat(artifact: Path, vocabulary_size: int) -> Any:
-    """A pipeline with the artifact's tokenizer around a model to which all tokens are alike."""
+def start_flat(artifact: Path, flat: Any) -> Any:
+    """A pipeline with the artifact's tokenizer around a model whose logits never change.
+
+    ``flat`` are those: float32, one a token of the vocabulary.
+    """
     names = {"input_ids": np.int64, "attention_mask": np.int64, "beam_idx": np.int32}
     inputs = {
         name: ops.parameter([-1] if name == "beam_idx" else [-1, -1], kind, name=name)
@@ -76,9 +87,9 @@ def start_flat(artifact: Path, vocabulary_size: int) -> Any:
     }
     for name, node in inputs.items():
         node.output(0).set_names({name})
-    size = ops.constant(np.array([vocabulary_size], np.int64))
+    size = ops.constant(np.array([flat.size], np.int64))
     shape = ops.concat([ops.shape_of(inputs["input_ids"]), size], 0)
-    logits = ops.broadcast(ops.constant(np.float32(0)), shape)
+    logits = ops.broadcast(ops.constant(flat), shape)
     logits.output(0).set_names({"logits"})
     model = ov.Model([ops.result(logits)], list(inputs.values()), "flat")
     with tempfile.TemporaryDirectory() as folder:
