@@ -128,7 +128,11 @@ class Crowd:
             await asyncio.wait(self._asking, timeout=_LAST_ANSWERS_SECONDS)
 
     async def _come_in_streams(self, flow: Flow) -> None:
+        draw = random.Random(f"{self._plan.seed} {flow.name}")
+
         async def one_stream() -> None:
+            # Clients do not begin, and so end, all at once: an engine is quicker with those.
+            await asyncio.sleep(draw.random() * self._plan.warm_seconds)
             while (now := time.perf_counter()) < self._end:
                 await self._ask(flow, now)
 

@@ -19,13 +19,13 @@ from tests.bench.processes import Server
 from tests.bench.road import percentile
 
 # One endpoint's places: few enough that each answer is nearly as quick as with an idle neighbour.
-SETTINGS = {"endpoint_generations": 8, "low_priority_share": 0.875}
+SETTINGS = {"endpoint_generations": 6, "low_priority_share": 0.8}
 TOKENS = 64
 SECONDS = 60.0
 _TIMES_PEAK = 2.0
 _HIGH_SHARE = 1 / 5  # of the requests; most of what a busy machine is asked is not urgent
 _PEAK_STREAMS = (4, 6, 8, 12)
-_PEAK_ROUNDS = 3
+_PEAK_ROUNDS = 2
 _PEAK_SECONDS = 5.0
 _SAMPLE_SECONDS = 0.5
 _MOST_RATIO = 1.25

@@ -19,7 +19,7 @@ STEP, STREAM = 0.0010, 0.00011  # seconds; measured with make bench ONLY=road
 TOKENS, PLACES = 64, 8
 PEAK = PLACES / (STEP + STREAM * PLACES)  # tokens a second with all places taken
 SECONDS = 200.0
-LOW_PATIENCE = 0.03
+LOW_PATIENCE = 0.015
 CAPACITY = Capacity(
     PLACES,
     shares={Priority.HIGH: 1.0, Priority.DEFAULT: 0.9, Priority.LOW: 0.875},

@@ -74,7 +74,7 @@ class GatewaySettings(ServiceSettings):
         4, ge=0, description="completions of low priority that may wait for a place"
     )
     low_priority_queue_seconds: float = Field(
-        0.03,
+        0.015,
         gt=0,
         description="longest that one of low priority waits: until a place is free, if many are",
     )
