@@ -16,6 +16,8 @@ from tests.bench.load import Plan, Report
 
 _PROGRAM = Path(__file__).parent / "bare_engine.py"
 _SETTINGS = EngineSettings()
+# All streams are in at once: who waits for a place would be measured by others' answers.
+_GATEWAY = {"default_priority_share": 1.0}
 _PROMPT = "def main(arguments: list[str]) -> int:"
 _RENDERED = f"<|im_start|>user\n{_PROMPT}<|im_end|>\n<|im_start|>assistant\n"
 _MAX_TOKENS = 256
@@ -31,7 +33,7 @@ def measure(folder: Path, artifact: Path, say: Callable[[str], None]) -> list[Fi
     bare: dict[int, list[dict[str, Any]]] = defaultdict(list)
     served: dict[int, list[Report]] = defaultdict(list)
     with processes.triton_server(folder / "road", artifact, _SETTINGS) as endpoint:
-        with processes.gateway(folder / "road-gateway", endpoint) as server:
+        with processes.gateway(folder / "road-gateway", endpoint, _GATEWAY) as server:
             load.run(_plan(server, 8, 1))  # warm
             for number in range(1, _ROUNDS + 1):
                 for streams, requests, _ in _LOADS:
