@@ -1,7 +1,7 @@
 """Python's garbage collector in a process that serves: it must not stop everybody for long.
 
-A full collection looks at every object: with the libraries that a service imports 180,000, for
-50 ms and more. Nothing of them is ever garbage.
+A full collection looks at every object: with the libraries that the gateway imports 180,000, for
+100 ms. Nothing of them is ever garbage.
 """
 
 import gc

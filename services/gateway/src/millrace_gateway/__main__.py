@@ -1,7 +1,8 @@
 """The gateway: Millrace's public API.
 
 Answers OpenAI-shaped REST and server-sent events, and gRPC; authenticates, admits, routes to
-Triton and streams. It owns API keys alone; everything else is asked of the services.
+Triton and streams. It owns API keys and batches; everything else is asked of the
+services.
 """
 
 import asyncio
