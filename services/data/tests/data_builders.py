@@ -18,11 +18,16 @@ from millrace_data.domain import (
     PythonStandardLibrary,
     Recipe,
     RequestKey,
+    Upload,
+    UploadPart,
 )
 from millrace_data.events import FactRecorder
 from millrace_data.file_bytes import FileBytes
+from millrace_data.part_bytes import PartBytes
 from millrace_data.schema import METADATA, OUTBOX
 from millrace_data.store import DatasetStore, FileStore
+from millrace_data.upload_store import UploadStore
+from millrace_data.uploads import UploadApp
 from millrace_runtime.content import ContentStore
 from millrace_runtime.database import Database
 from millrace_runtime.outbox import Outbox
@@ -30,6 +35,7 @@ from millrace_testkit.clock import FakeClock
 
 LEASE_SECONDS = 15.0
 MAXIMUM_FILE_BYTES = 1_000_000
+MAXIMUM_PART_BYTES = 100_000
 DIGEST = "sha256:" + "ab" * 32
 BUILT = BuiltDataset(
     content=Content("file:///data/datasets/d", DIGEST, 1000),
@@ -109,11 +115,21 @@ class Parts:
         self.root = folder / "data"
         self.content = ContentStore(str(self.root), folder / "cache")
         self.stored = FileBytes(self.content, MAXIMUM_FILE_BYTES)
-        self.file_store = FileStore(database, record)
+        self.file_store = FileStore(database, record, clock)
+        self.upload_store = UploadStore(database, self.file_store, clock)
+        self.part_bytes = PartBytes(self.content, MAXIMUM_PART_BYTES)
         self.dataset_store = self.store_of("one")
         self.rings: list[str] = []
         self.files = FileApp(
             self.file_store, self.stored, ring=lambda: self.rings.append("relay"), now=clock
+        )
+        self.uploads = UploadApp(
+            self.upload_store,
+            self.part_bytes,
+            self.files,
+            MAXIMUM_FILE_BYTES,
+            ring=lambda: self.rings.append("relay"),
+            now=clock,
         )
         self.datasets = DatasetApp(
             self.dataset_store,
@@ -140,6 +156,23 @@ class Parts:
     ) -> File:
         return self.files.upload(tenant, filename, purpose, request_id, [content])
 
+    def begin(
+        self,
+        size_bytes: int,
+        purpose: FilePurpose = FilePurpose.USER_DATA,
+        request: RequestKey = RequestKey(),
+        expire_seconds: int | None = None,
+    ) -> Upload:
+        """Announce a file of so many bytes."""
+        name, kind = "notes.txt", "text/plain"
+        return self.uploads.create("acme", name, purpose, kind, size_bytes, expire_seconds, request)
+
+    def add(self, upload: Upload, content: bytes, request_id: str = "") -> UploadPart:
+        return self.uploads.add_part("acme", upload.id, request_id, [content])
+
+    def complete(self, upload: Upload, *parts: UploadPart, md5: str = "") -> Upload:
+        return self.uploads.complete("acme", upload.id, [part.id for part in parts], md5)
+
     def create(
         self,
         tenant: str = "acme",
@@ -157,3 +190,8 @@ class Parts:
     def stored_files(self) -> list[str]:
         """Names of what lies in the store's folder of files."""
         return sorted(path.name for path in (self.root / "files").iterdir())
+
+    def stored_parts(self) -> list[str]:
+        """``<upload>/<part>`` of what lies in the store's folder of uploads."""
+        folder = self.root / "uploads"
+        return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())

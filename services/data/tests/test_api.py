@@ -86,6 +86,8 @@ def test_files_are_listed_by_purpose_and_deleted(stub: service_pb2_grpc.DataServ
     notes = upload(stub)
     tuning = upload(stub, chat_jsonl(), purpose=pb.FILE_PURPOSE_FINE_TUNE)
     assert tuning.example_count == 10
+    assert (tuning.report.format, tuning.report.message_count) == ("openai_chat", 30)
+    assert tuning.report.estimated_token_count > tuning.report.character_count // 4
     listed = call(stub.ListFiles, pb.ListFilesRequest(parent="tenants/acme", page_size=1))
     assert list(listed.files) == [tuning]
     token = listed.next_page_token

@@ -93,6 +93,10 @@ def test_the_same_request_uploads_once(parts: Parts) -> None:
 def test_fine_tune_files_are_counted(parts: Parts) -> None:
     file = parts.upload(chat_jsonl(12), purpose=FilePurpose.FINE_TUNE)
     assert file.example_count == 12
+    assert file.report is not None
+    assert (file.report.format, file.report.examples) == ("openai_chat", 12)
+    assert parts.files.get(file.tenant, file.id).report == file.report
+    assert parts.upload(chat_jsonl(12), purpose=FilePurpose.USER_DATA).report is None
 
 
 def test_a_bad_fine_tune_file_is_refused_by_line_and_field(parts: Parts) -> None:
@@ -107,8 +111,8 @@ def test_a_bad_fine_tune_file_is_refused_by_line_and_field(parts: Parts) -> None
 
 
 def test_many_problems_are_summed_up(parts: Parts) -> None:
-    with pytest.raises(InvalidArgument, match=r"line 5: .*; and 15 or more others$"):
-        parts.upload(b"{}\n" * 50, purpose=FilePurpose.FINE_TUNE)
+    with pytest.raises(InvalidArgument, match=r"line 6: .*; and 15 or more others$"):
+        parts.upload(chat_jsonl(1) + b"{}\n" * 50, purpose=FilePurpose.FINE_TUNE)
 
 
 @pytest.mark.parametrize(
@@ -235,3 +239,35 @@ def test_what_is_finished_cannot_be_cancelled(parts: Parts) -> None:
     parts.dataset_store.succeed(lease, BUILT)
     with pytest.raises(FailedPrecondition, match="has SUCCEEDED already"):
         parts.datasets.cancel("acme", dataset.id)
+
+
+def test_a_file_goes_when_its_time_has_come(parts: Parts) -> None:
+    stays = parts.upload(b"stays")
+    file = parts.files.upload("acme", "a", FilePurpose.USER_DATA, "r1", [b"goes"], 3600)
+    assert file.expire_time == file.create_time + timedelta(hours=1)
+    parts.clock.advance(3599)
+    assert parts.files.get("acme", file.id) == file
+    parts.clock.advance(1)
+    with pytest.raises(NotFound):
+        parts.files.get("acme", file.id)
+    with pytest.raises(NotFound):
+        parts.files.delete("acme", file.id)
+    assert parts.files.page("acme", 0, "", None) == ([stays], "")
+    parts.files.reconcile()
+    assert parts.stored_files() == [stays.content.digest.removeprefix("sha256:")]
+    again = parts.files.upload("acme", "a", FilePurpose.USER_DATA, "r1", [b"goes"], 3600)
+    assert again.id != file.id
+
+
+def test_the_time_to_live_is_part_of_the_request(parts: Parts) -> None:
+    parts.files.upload("acme", "a", FilePurpose.USER_DATA, "r1", [b"x"], 3600)
+    with pytest.raises(AlreadyExists):
+        parts.files.upload("acme", "a", FilePurpose.USER_DATA, "r1", [b"x"], 7200)
+
+
+def test_oldest_first(parts: Parts) -> None:
+    made = sorted(parts.upload(f"text {n}".encode()).id for n in range(3))
+    page, token = parts.files.page("acme", 2, "", None, oldest_first=True)
+    rest, end = parts.files.page("acme", 2, token, None, oldest_first=True)
+    assert [file.id for file in page + rest] == made
+    assert end == ""

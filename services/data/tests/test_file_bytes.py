@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millrace_data.domain import Content
@@ -64,6 +64,7 @@ def test_a_fault_of_the_disk_leaves_nothing_behind(
     assert list(tmp_path.rglob(".tmp-*")) == []
 
 
+@settings(deadline=None)  # the disk may be slow
 @given(chunks=st.lists(st.binary(max_size=50), min_size=1, max_size=10).filter(any))
 def test_the_digest_does_not_depend_on_the_chunks(
     tmp_path_factory: pytest.TempPathFactory, chunks: list[bytes]

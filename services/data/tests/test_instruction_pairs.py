@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from data_builders import read_jsonl
 
-from millrace_data.chat_format import validate_chat_jsonl
 from millrace_data.jobs import instruction_pairs
 from millrace_data.jobs.instruction_pairs import Spec, pairs_of, rejection, work
+from millrace_examples.report import check
 from millrace_runtime import manifest
 from millrace_runtime.jobs import JobError, Reporter
 
@@ -110,8 +110,7 @@ def test_the_standard_library_gives_a_file_fit_for_upload(
     assert examples["train"] > 1000
     prompts: dict[str, set[str]] = {}
     for part in ("train", "heldout"):
-        with (path / f"{part}.jsonl").open("rb") as stream:
-            report = validate_chat_jsonl(stream)
+        report = check(path / f"{part}.jsonl")
         assert report.problems == ()
         assert report.examples == examples[part]
         rows = read_jsonl(path / f"{part}.jsonl")

@@ -7,14 +7,17 @@ from millrace_data.app import DatasetApp, FileApp
 from millrace_data.dataset_build import DatasetBuilder
 from millrace_data.events import SUBSCRIPTIONS, FactRecorder
 from millrace_data.file_bytes import FileBytes
+from millrace_data.part_bytes import PartBytes
 from millrace_data.schema import OUTBOX
 from millrace_data.settings import DataSettings
 from millrace_data.store import DatasetStore, FileStore
+from millrace_data.upload_api import UPLOAD_SERVICE_NAME, UploadServicer
+from millrace_data.upload_store import UploadStore
+from millrace_data.uploads import UploadApp
 from millrace_runtime import hosting, owner
 from millrace_runtime.bus import Consumer
 from millrace_runtime.content import ContentStore
 from millrace_runtime.database import migrate, open_database
-from millrace_runtime.hosting import Service
 from millrace_runtime.outbox import Outbox
 from millrace_runtime.relay import Relay
 from millrace_runtime.settings import from_command_line
@@ -23,7 +26,7 @@ from millrace_runtime.work import Worker
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
-def build(settings: DataSettings) -> Service:
+def build(settings: DataSettings) -> hosting.Service:
     """The service, made of its parts; nothing runs yet."""
     database = open_database(settings.database_url)
     migrate(database, MIGRATIONS)
@@ -31,44 +34,41 @@ def build(settings: DataSettings) -> Service:
     relay = Relay(database, outbox)
     content = ContentStore(settings.data_root, settings.scratch_directory / "cache")
     stored = FileBytes(content, settings.maximum_file_bytes)
-    files = FileStore(database, FactRecorder(outbox))
+    record = FactRecorder(outbox)
+    files = FileStore(database, record)
     datasets = DatasetStore(
-        database,
-        FactRecorder(outbox),
-        owner=owner.this_process(),
-        lease_seconds=settings.lease_seconds,
+        database, record, owner=owner.this_process(), lease_seconds=settings.lease_seconds
     )
+    folder = settings.scratch_directory / "datasets"
     builder = DatasetBuilder(
-        datasets,
-        files,
-        stored,
-        content,
-        scratch=settings.scratch_directory / "datasets",
-        threads=settings.threads,
-        ring=relay.ring,
+        datasets, files, stored, content, scratch=folder, threads=settings.threads, ring=relay.ring
     )
-    numbers = range(settings.concurrency)
     workers = [
         Worker(f"builder-{number}", datasets, builder.perform, settings.lease_seconds)
-        for number in numbers
+        for number in range(settings.concurrency)
     ]
     file_app = FileApp(files, stored, ring=relay.ring)
+    uploads = UploadStore(database, files)
+    upload_app = UploadApp(
+        uploads, PartBytes(content), file_app, settings.maximum_file_bytes, ring=relay.ring
+    )
     dataset_app = DatasetApp(
         datasets, files, ring=relay.ring, ring_builders=[worker.ring for worker in workers]
     )
 
     def reconcile() -> None:
+        upload_app.reconcile()
         file_app.reconcile()
         builder.reconcile()
 
-    return Service(
+    return hosting.Service(
         name="data",
         settings=settings,
         database=database,
         relay=relay,
         consumer=Consumer("data", SUBSCRIPTIONS),
-        rpc_services=(SERVICE_NAME,),
-        register=DataServicer(file_app, dataset_app).register,
+        rpc_services=(SERVICE_NAME, UPLOAD_SERVICE_NAME),
+        register=UploadServicer(upload_app, DataServicer(file_app, dataset_app)).register,
         workers=workers,
         reconcile=reconcile,
     )

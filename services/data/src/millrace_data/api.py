@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 
 from millrace.data.v1 import service_pb2 as pb
 from millrace.data.v1 import service_pb2_grpc
+from millrace.data.v1.uploads_pb2 import AddUploadPartHeader
 from millrace_data import convert
 from millrace_data.app import DatasetApp, FileApp
 from millrace_data.domain import RequestKey
@@ -30,7 +32,7 @@ class DataServicer(service_pb2_grpc.DataServiceServicer):
     def UploadFile(
         self, requests: Iterator[pb.UploadFileRequest], context: grpc.ServicerContext
     ) -> pb.UploadFileResponse:
-        header = header_of(requests)
+        header: pb.UploadFileHeader = header_of(requests)
         purpose = convert.purpose_from_proto(header.purpose)
         assert purpose is not None, "the proto's rules ask for a purpose"
         file = self._files.upload(
@@ -39,6 +41,7 @@ class DataServicer(service_pb2_grpc.DataServiceServicer):
             purpose,
             header.request_id,
             whole(chunks_of(requests), header, context),
+            header.expire_after_seconds or None,
         )
         return pb.UploadFileResponse(file=convert.file_to_proto(file))
 
@@ -56,6 +59,7 @@ class DataServicer(service_pb2_grpc.DataServiceServicer):
             request.page_size,
             request.page_token,
             convert.purpose_from_proto(request.purpose),
+            request.oldest_first,
         )
         files = [convert.file_to_proto(file) for file in found]
         return pb.ListFilesResponse(files=files, next_page_token=token)
@@ -107,8 +111,8 @@ class DataServicer(service_pb2_grpc.DataServiceServicer):
         return pb.CancelDatasetResponse(dataset=convert.dataset_to_proto(dataset))
 
 
-def header_of(requests: Iterator[pb.UploadFileRequest]) -> pb.UploadFileHeader:
-    """The first message of an upload.
+def header_of(requests: Iterator[Any]) -> Any:
+    """The first message of an upload, whole or in parts.
 
     Raises:
         InvalidArgument: there is none, or it is no header.
@@ -119,7 +123,7 @@ def header_of(requests: Iterator[pb.UploadFileRequest]) -> pb.UploadFileHeader:
     return first.header
 
 
-def chunks_of(requests: Iterator[pb.UploadFileRequest]) -> Iterator[bytes]:
+def chunks_of(requests: Iterator[Any]) -> Iterator[bytes]:
     """The messages after the header.
 
     Raises:
@@ -132,7 +136,9 @@ def chunks_of(requests: Iterator[pb.UploadFileRequest]) -> Iterator[bytes]:
 
 
 def whole(
-    chunks: Iterator[bytes], header: pb.UploadFileHeader, context: grpc.ServicerContext
+    chunks: Iterator[bytes],
+    header: pb.UploadFileHeader | AddUploadPartHeader,
+    context: grpc.ServicerContext,
 ) -> Iterator[bytes]:
     """``chunks``, which must not only end but be complete.
 

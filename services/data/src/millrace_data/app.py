@@ -7,7 +7,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from millrace_data.chat_format import ChatReport, bounded_lines, validate_chat_jsonl
 from millrace_data.domain import (
     Content,
     Dataset,
@@ -17,16 +16,18 @@ from millrace_data.domain import (
     FileSet,
     Recipe,
     RequestKey,
+    UploadPart,
     WorkState,
     utc_now,
 )
+from millrace_examples.report import Report, check
 from millrace_runtime import names, paging, telemetry
 from millrace_runtime.errors import FailedPrecondition, InvalidArgument, NotFound
 from millrace_runtime.manifest import sha256_bytes
 
 UPLOAD_GRACE = timedelta(hours=1)
 _SHOWN_PROBLEMS = 5
-Resource = TypeVar("Resource", File, Dataset)
+Resource = TypeVar("Resource", File, UploadPart, Dataset)
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,15 @@ class Files(Protocol):
     def make_available(self, file: File, uri: str, traceparent: str) -> File: ...
     def get(self, tenant: str, id: str) -> File | None: ...
     def page(
-        self, tenant: str, before_id: str, count: int, purpose: FilePurpose | None
+        self,
+        tenant: str,
+        last_id: str,
+        count: int,
+        purpose: FilePurpose | None,
+        oldest_first: bool,
     ) -> list[File]: ...
     def mark_deleted(self, tenant: str, id: str) -> str | None: ...
+    def expire(self) -> None: ...
     def abandon_pending(self, before: datetime) -> None: ...
     def unused_digests(self) -> list[str]: ...
     def remove_bytes(self, digest: str, remove: Callable[[], None]) -> bool: ...
@@ -96,6 +103,7 @@ class FileApp:
         purpose: FilePurpose,
         request_id: str,
         chunks: Iterable[bytes],
+        expire_seconds: int | None = None,
     ) -> File:
         """Store a file; nothing is kept of one that is refused.
 
@@ -104,24 +112,47 @@ class FileApp:
             AlreadyExists: the request id was used for another file.
             OSError: the disk is full or fails.
         """
+        file, uri = self.take_in(tenant, filename, purpose, request_id, chunks, expire_seconds)
+        file = self._files.make_available(file, uri, telemetry.current_traceparent())
+        self._ring()
+        return file
+
+    def take_in(
+        self,
+        tenant: str,
+        filename: str,
+        purpose: FilePurpose,
+        request_id: str,
+        chunks: Iterable[bytes],
+        expire_seconds: int | None,
+    ) -> tuple[File, str]:
+        """A checked file with its bytes in place, not shown yet, and their URI.
+
+        What is not shown within ``UPLOAD_GRACE`` is given up. Raises as ``upload`` does.
+        """
         with self._bytes.staged(chunks) as staged:
-            examples = check_examples(staged, filename) if purpose == FilePurpose.FINE_TUNE else 0
+            is_learnt = purpose == FilePurpose.FINE_TUNE
+            report = check_examples(staged, filename) if is_learnt else None
             file = File(
                 tenant=tenant,
                 id=names.new_id("file"),
                 filename=filename,
                 purpose=purpose,
                 content=Content("", staged.digest, staged.size_bytes),
-                example_count=examples,
+                example_count=report.examples if report else 0,
                 create_time=self._now(),
+                expire_time=self._end_after(expire_seconds),
+                report=report,
             )
             content = f"{filename}\0{purpose}\0{staged.digest}"
+            if expire_seconds is not None:
+                content += f"\0{expire_seconds}"
             request = RequestKey(request_id, sha256_bytes(content.encode()))
             file = self._files.announce(file, request)
-            uri = self._bytes.put_in_place(staged)
-        file = self._files.make_available(file, uri, telemetry.current_traceparent())
-        self._ring()
-        return file
+            return file, self._bytes.put_in_place(staged)
+
+    def _end_after(self, seconds: int | None) -> datetime | None:
+        return None if seconds is None else self._now() + timedelta(seconds=seconds)
 
     def get(self, tenant: str, id: str) -> File:
         """
@@ -134,12 +165,18 @@ class FileApp:
         return file
 
     def page(
-        self, tenant: str, page_size: int, page_token: str, purpose: FilePurpose | None
+        self,
+        tenant: str,
+        page_size: int,
+        page_token: str,
+        purpose: FilePurpose | None,
+        oldest_first: bool = False,
     ) -> tuple[list[File], str]:
-        """Files, newest first, and the token of the next page (empty: this is the last)."""
+        """Files, newest first or oldest, and the token of the next page (empty: the last)."""
         count = paging.page_size(page_size)
-        before = paging.decode_token(page_token)
-        return next_page(self._files.page(tenant, before, count + 1, purpose), count)
+        last = paging.decode_token(page_token)
+        found = self._files.page(tenant, last, count + 1, purpose, oldest_first)
+        return next_page(found, count)
 
     def read(self, tenant: str, id: str) -> Iterator[bytes]:
         """The bytes, verified before the first of them.
@@ -162,7 +199,8 @@ class FileApp:
         self._remove_if_unused(digest)
 
     def reconcile(self) -> None:
-        """Give up uploads that were never finished, and remove bytes that no file needs."""
+        """End what has expired or was never finished, and remove bytes that no file needs."""
+        self._files.expire()
         self._files.abandon_pending(self._now() - UPLOAD_GRACE)
         for digest in self._files.unused_digests():
             self._remove_if_unused(digest)
@@ -266,22 +304,21 @@ class DatasetApp:
         return dataset
 
 
-def check_examples(staged: StagedFile, filename: str) -> int:
-    """The number of examples in a file for fine-tuning.
+def check_examples(staged: StagedFile, filename: str) -> Report:
+    """What a file for fine-tuning holds.
 
     Raises:
         InvalidArgument: INVALID_FILE, naming the first lines and fields that are wrong.
     """
-    with staged.path.open("rb") as stream:
-        report = validate_chat_jsonl(bounded_lines(stream))
-    if not report.valid:
+    report = check(staged.path, filename)
+    if not report.is_valid:
         raise InvalidArgument(
             f"{filename}: {describe_problems(report)}", reason="INVALID_FILE", field="file"
         )
-    return report.examples
+    return report
 
 
-def describe_problems(report: ChatReport) -> str:
+def describe_problems(report: Report) -> str:
     """The first problems of a file, in one line."""
     shown = "; ".join(str(problem) for problem in report.problems[:_SHOWN_PROBLEMS])
     more = len(report.problems) - _SHOWN_PROBLEMS

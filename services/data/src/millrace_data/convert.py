@@ -3,7 +3,7 @@
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from millrace.data.v1 import events_pb2, service_pb2
+from millrace.data.v1 import events_pb2, service_pb2, uploads_pb2
 from millrace.lifecycle.v1 import lifecycle_pb2
 from millrace_data.domain import (
     Content,
@@ -18,12 +18,17 @@ from millrace_data.domain import (
     FileUploaded,
     PythonStandardLibrary,
     Recipe,
+    Upload,
+    UploadPart,
+    UploadState,
     WorkState,
 )
+from millrace_examples.report import Report
 from millrace_runtime import names
 from millrace_runtime.errors import InvalidArgument
 
 FILE_NAME = "tenants/{tenant}/files/{file}"
+UPLOAD_NAME = "tenants/{tenant}/uploads/{upload}"
 DATASET_NAME = "tenants/{tenant}/datasets/{dataset}"
 
 _PURPOSES = {
@@ -34,6 +39,9 @@ _PURPOSES = {
     FilePurpose.USER_DATA: service_pb2.FILE_PURPOSE_USER_DATA,
 }
 _PURPOSE_OF = {int(number): purpose for purpose, number in _PURPOSES.items()}
+_UPLOAD_STATES = {
+    state: uploads_pb2.UploadState.Value(f"UPLOAD_STATE_{state.value}") for state in UploadState
+}
 _STATES = {state: lifecycle_pb2.WorkState.Value(f"WORK_STATE_{state.value}") for state in WorkState}
 
 
@@ -41,6 +49,12 @@ def file_key(name: str) -> tuple[str, str]:
     """(tenant, id) of a file's name."""
     parts = names.parse(FILE_NAME, name)
     return parts["tenant"], parts["file"]
+
+
+def upload_key(name: str) -> tuple[str, str]:
+    """(tenant, id) of an upload's name."""
+    parts = names.parse(UPLOAD_NAME, name)
+    return parts["tenant"], parts["upload"]
 
 
 def dataset_key(name: str) -> tuple[str, str]:
@@ -84,13 +98,52 @@ def recipe_from_proto(recipe: service_pb2.DatasetRecipe) -> Recipe:
 
 
 def file_to_proto(file: File) -> service_pb2.File:
-    return service_pb2.File(
+    message = service_pb2.File(
         name=file.name,
         filename=file.filename,
         purpose=_PURPOSES[file.purpose],
         content=content_to_proto(file.content),
         create_time=_timestamp(file.create_time.timestamp()),
         example_count=file.example_count,
+    )
+    if file.expire_time is not None:
+        message.expire_time.CopyFrom(_timestamp(file.expire_time.timestamp()))
+    if file.report is not None:
+        message.report.CopyFrom(_report_to_proto(file.report))
+    return message
+
+
+def _report_to_proto(report: Report) -> service_pb2.ExampleReport:
+    return service_pb2.ExampleReport(
+        format=report.format,
+        kind=report.kind,
+        message_count=report.messages,
+        character_count=report.characters,
+        estimated_token_count=report.estimated_tokens,
+        longest_line=report.longest_line,
+        longest_estimated_token_count=report.longest_tokens,
+        unused_fields=report.unused_fields,
+    )
+
+
+def upload_to_proto(upload: Upload) -> uploads_pb2.Upload:
+    return uploads_pb2.Upload(
+        name=upload.name,
+        filename=upload.filename,
+        purpose=_PURPOSES[upload.purpose],
+        mime_type=upload.mime_type,
+        size_bytes=upload.size_bytes,
+        state=_UPLOAD_STATES[upload.state],
+        create_time=_timestamp(upload.create_time.timestamp()),
+        expire_time=_timestamp(upload.expire_time.timestamp()),
+        file=None if upload.file is None else file_to_proto(upload.file),
+    )
+
+
+def part_to_proto(part: UploadPart) -> uploads_pb2.UploadPart:
+    content = lifecycle_pb2.Content(digest=part.content.digest, size_bytes=part.content.size_bytes)
+    return uploads_pb2.UploadPart(
+        name=part.name, content=content, create_time=_timestamp(part.create_time.timestamp())
     )
 
 

@@ -1,16 +1,19 @@
-"""Files and datasets: what they are, and which states a dataset goes through.
+"""Files, uploads and datasets: what they are, and which states they go through.
 
-    QUEUED ──► RUNNING ──► SUCCEEDED | FAILED
-       └──────────┴──────► CANCELLED
+    a dataset:  QUEUED ──► RUNNING ──► SUCCEEDED | FAILED
+                   └──────────┴──────► CANCELLED
+    an upload:  PENDING ──► COMPLETED | CANCELLED | EXPIRED
 
-A dataset in one of the last three states never changes again. Identity of content is its
+What is in one of the last three states never changes again. Identity of content is its
 digest; an id names one resource of one tenant.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
+
+from millrace_examples.report import Report
 
 MAXIMUM_ATTEMPTS = 3
 
@@ -52,7 +55,11 @@ class Content:
 
 @dataclass(frozen=True)
 class File:
-    """An uploaded file; ``example_count`` is 0 unless it is for fine-tuning."""
+    """An uploaded file; ``example_count`` is 0 unless it is for fine-tuning.
+
+    It goes by itself at ``expire_time``; None: it stays until it is deleted. ``report`` is what
+    its check found; None unless it is for fine-tuning, and of files of before.
+    """
 
     tenant: str
     id: str
@@ -61,10 +68,72 @@ class File:
     content: Content
     example_count: int
     create_time: datetime
+    expire_time: datetime | None = None
+    report: Report | None = None
 
     @property
     def name(self) -> str:
         return f"tenants/{self.tenant}/files/{self.id}"
+
+
+class UploadState(StrEnum):
+    PENDING = "PENDING"
+    COMPLETED = "COMPLETED"
+    CANCELLED = "CANCELLED"
+    EXPIRED = "EXPIRED"
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file that comes in parts.
+
+    Attributes:
+        size_bytes: of the whole file, as announced.
+        expire_time: when the upload is given up if it is not complete by then.
+        file_expire_seconds: how long the file is kept once it is made; None: until deleted.
+        part_ids: the parts that became the file, in its order; set once COMPLETED.
+        md5: of the file, in lower-case hexadecimal; set once COMPLETED.
+        file: set once COMPLETED, for as long as it is there.
+    """
+
+    tenant: str
+    id: str
+    filename: str
+    purpose: FilePurpose
+    mime_type: str
+    size_bytes: int
+    create_time: datetime
+    expire_time: datetime
+    file_expire_seconds: int | None = None
+    state: UploadState = UploadState.PENDING
+    part_ids: tuple[str, ...] = ()
+    md5: str = ""
+    file: File | None = None
+
+    @property
+    def name(self) -> str:
+        return f"tenants/{self.tenant}/uploads/{self.id}"
+
+    def at(self, now: datetime) -> "Upload":
+        """As it is at ``now``: its time may have run out before the reconciler says so."""
+        if self.state is UploadState.PENDING and now >= self.expire_time:
+            return replace(self, state=UploadState.EXPIRED)
+        return self
+
+
+@dataclass(frozen=True)
+class UploadPart:
+    """Some bytes of an upload; where in the file they belong is said when it is completed."""
+
+    tenant: str
+    upload_id: str
+    id: str
+    content: Content
+    create_time: datetime
+
+    @property
+    def name(self) -> str:
+        return f"tenants/{self.tenant}/uploads/{self.upload_id}/parts/{self.id}"
 
 
 @dataclass(frozen=True)

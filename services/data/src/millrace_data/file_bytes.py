@@ -40,29 +40,9 @@ class FileBytes:
         name = f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
         path = self._content.working_path(f"{_FOLDER}/{name}")
         try:
-            yield self._take_in(path, chunks)
+            yield take_in(path, chunks, self._maximum_bytes, "file")
         finally:
             path.unlink(missing_ok=True)
-
-    def _take_in(self, path: Path, chunks: Iterable[bytes]) -> StagedFile:
-        digest = hashlib.sha256()
-        size_bytes = 0
-        with path.open("xb") as stream:
-            for chunk in chunks:
-                size_bytes += len(chunk)
-                if size_bytes > self._maximum_bytes:
-                    raise InvalidArgument(
-                        f"the file is larger than {self._maximum_bytes} bytes; split it",
-                        reason="FILE_TOO_LARGE",
-                        field="file",
-                    )
-                digest.update(chunk)
-                stream.write(chunk)
-            stream.flush()
-            os.fsync(stream.fileno())
-        if not size_bytes:
-            raise InvalidArgument("the file is empty", reason="FILE_EMPTY", field="file")
-        return StagedFile(path, f"sha256:{digest.hexdigest()}", size_bytes)
 
     def put_in_place(self, staged: StagedFile) -> str:
         """Make the bytes readable under their digest; return their URI."""
@@ -77,9 +57,7 @@ class FileBytes:
         Raises:
             FailedPrecondition: CONTENT_DAMAGED.
         """
-        with self.open(content).open("rb") as stream:
-            while chunk := stream.read(CHUNK_BYTES):
-                yield chunk
+        return chunks_of(self.open(content))
 
     def open(self, content: Content) -> Path:
         """A local path of the bytes, checked against their digest.
@@ -87,14 +65,7 @@ class FileBytes:
         Raises:
             FailedPrecondition: CONTENT_DAMAGED.
         """
-        try:
-            return self._content.file(content.uri, content.digest)
-        except (ManifestMismatch, ContentOutsideRoot) as error:
-            raise FailedPrecondition(
-                f"the stored bytes are no longer those that were uploaded ({content.digest}); "
-                "upload the file again",
-                reason="CONTENT_DAMAGED",
-            ) from error
+        return verified(self._content, content)
 
     def remove(self, digest: str) -> None:
         """Remove the bytes; nothing happens when they are not there."""
@@ -113,3 +84,53 @@ class FileBytes:
 
     def _relative(self, digest: str) -> str:
         return f"{_FOLDER}/{digest.removeprefix('sha256:')}"
+
+
+def take_in(path: Path, chunks: Iterable[bytes], maximum_bytes: int, what: str) -> StagedFile:
+    """Write ``chunks`` to the new file ``path``, durably; ``what`` names them in errors.
+
+    Raises:
+        InvalidArgument: FILE_TOO_LARGE, FILE_EMPTY, or PART_… of a part.
+        OSError: the disk is full or fails.
+    """
+    digest = hashlib.sha256()
+    size_bytes = 0
+    with path.open("xb") as stream:
+        for chunk in chunks:
+            size_bytes += len(chunk)
+            if size_bytes > maximum_bytes:
+                raise InvalidArgument(
+                    f"the {what} is larger than {maximum_bytes} bytes; split it",
+                    reason=f"{what.upper()}_TOO_LARGE",
+                    field=what,
+                )
+            digest.update(chunk)
+            stream.write(chunk)
+        stream.flush()
+        os.fsync(stream.fileno())
+    if not size_bytes:
+        raise InvalidArgument(f"the {what} is empty", reason=f"{what.upper()}_EMPTY", field=what)
+    return StagedFile(path, f"sha256:{digest.hexdigest()}", size_bytes)
+
+
+def verified(store: ContentStore, content: Content) -> Path:
+    """A local path of stored bytes, checked against their digest.
+
+    Raises:
+        FailedPrecondition: CONTENT_DAMAGED.
+    """
+    try:
+        return store.file(content.uri, content.digest)
+    except (ManifestMismatch, ContentOutsideRoot, FileNotFoundError) as error:
+        raise FailedPrecondition(
+            f"the stored bytes are no longer those that were uploaded ({content.digest}); "
+            "upload the file again",
+            reason="CONTENT_DAMAGED",
+        ) from error
+
+
+def chunks_of(path: Path) -> Iterator[bytes]:
+    """A file's bytes, never many of them at a time."""
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            yield chunk

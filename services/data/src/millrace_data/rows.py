@@ -17,8 +17,12 @@ from millrace_data.domain import (
     Progress,
     PythonStandardLibrary,
     Recipe,
+    Upload,
+    UploadPart,
+    UploadState,
     WorkState,
 )
+from millrace_examples.report import Report
 
 
 def file_values(file: File) -> dict[str, Any]:
@@ -32,6 +36,8 @@ def file_values(file: File) -> dict[str, Any]:
         "size_bytes": file.content.size_bytes,
         "example_count": file.example_count,
         "create_time": file.create_time,
+        "expire_time": file.expire_time,
+        "report": None if file.report is None else asdict(file.report),
     }
 
 
@@ -43,6 +49,71 @@ def file_of(row: Row[Any]) -> File:
         purpose=FilePurpose(row.purpose),
         content=Content(row.uri, row.digest, row.size_bytes),
         example_count=row.example_count,
+        create_time=row.create_time,
+        expire_time=row.expire_time,
+        report=_report(row.report) if row.report else None,
+    )
+
+
+def _report(document: dict[str, Any]) -> Report:
+    """Of a file that was kept, and so without problems."""
+    unused = tuple(document["unused_fields"])
+    return Report(**{**document, "unused_fields": unused, "problems": ()})
+
+
+def upload_values(upload: Upload) -> dict[str, Any]:
+    """Of an upload that was just made."""
+    return {
+        "id": upload.id,
+        "tenant": upload.tenant,
+        "filename": upload.filename,
+        "purpose": upload.purpose,
+        "mime_type": upload.mime_type,
+        "size_bytes": upload.size_bytes,
+        "file_expire_seconds": upload.file_expire_seconds,
+        "state": upload.state,
+        "create_time": upload.create_time,
+        "update_time": upload.create_time,
+        "expire_time": upload.expire_time,
+    }
+
+
+def upload_of(row: Row[Any], file: File | None = None) -> Upload:
+    return Upload(
+        tenant=row.tenant,
+        id=row.id,
+        filename=row.filename,
+        purpose=FilePurpose(row.purpose),
+        mime_type=row.mime_type,
+        size_bytes=row.size_bytes,
+        create_time=row.create_time,
+        expire_time=row.expire_time,
+        file_expire_seconds=row.file_expire_seconds,
+        state=UploadState(row.state),
+        part_ids=tuple(row.part_ids or ()),
+        md5=row.md5 or "",
+        file=file,
+    )
+
+
+def part_values(part: UploadPart) -> dict[str, Any]:
+    return {
+        "id": part.id,
+        "tenant": part.tenant,
+        "upload_id": part.upload_id,
+        "uri": part.content.uri,
+        "digest": part.content.digest,
+        "size_bytes": part.content.size_bytes,
+        "create_time": part.create_time,
+    }
+
+
+def part_of(row: Row[Any]) -> UploadPart:
+    return UploadPart(
+        tenant=row.tenant,
+        upload_id=row.upload_id,
+        id=row.id,
+        content=Content(row.uri, row.digest, row.size_bytes),
         create_time=row.create_time,
     )
 

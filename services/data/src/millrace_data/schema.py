@@ -25,6 +25,9 @@ FILES = Table(
     Column("size_bytes", BigInteger, nullable=False),
     Column("example_count", BigInteger, nullable=False),
     Column("create_time", UtcDateTime, nullable=False),
+    Column("expire_time", UtcDateTime, index=True),
+    # What the check of a file for fine-tuning found.
+    Column("report", JSON(none_as_null=True)),
     *request_columns(),
     Index("files_tenant_id", "tenant", "id"),
 )
@@ -32,6 +35,44 @@ FILES = Table(
 # One row for each digest that may have bytes in the store. Whoever brings bytes in or takes
 # them out locks the row first, so that an upload and a removal of equal bytes cannot overlap.
 STORED_BYTES = Table("stored_bytes", METADATA, Column("digest", String(80), primary_key=True))
+
+UPLOADS = Table(
+    "uploads",
+    METADATA,
+    Column("id", String(80), primary_key=True),
+    Column("tenant", String(63), nullable=False),
+    Column("filename", String(255), nullable=False),
+    Column("purpose", String(32), nullable=False),
+    Column("mime_type", String(255), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("file_expire_seconds", BigInteger),
+    Column("state", String(16), nullable=False, index=True),
+    Column("create_time", UtcDateTime, nullable=False),
+    Column("update_time", UtcDateTime, nullable=False),
+    Column("expire_time", UtcDateTime, nullable=False),
+    # Set once COMPLETED.
+    Column("part_ids", JSON),
+    Column("md5", String(32)),
+    Column("file_id", String(80), index=True),
+    *request_columns(),
+)
+
+# Rows of parts go when their upload has ended, after their bytes.
+UPLOAD_PARTS = Table(
+    "upload_parts",
+    METADATA,
+    Column("id", String(80), primary_key=True),
+    Column("tenant", String(63), nullable=False),
+    Column("upload_id", String(80), nullable=False),
+    # PENDING: announced, its bytes not yet in place; AVAILABLE.
+    Column("state", String(16), nullable=False),
+    Column("uri", Text, nullable=False),
+    Column("digest", String(80), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("create_time", UtcDateTime, nullable=False),
+    *request_columns(),
+    Index("upload_parts_upload_id", "upload_id", "id"),
+)
 
 DATASETS = Table(
     "datasets",

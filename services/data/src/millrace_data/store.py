@@ -30,7 +30,7 @@ from millrace_data.domain import (
     utc_now,
 )
 from millrace_data.rows import dataset_of, dataset_values, file_of, file_values
-from millrace_data.schema import DATASETS, FILES, STORED_BYTES
+from millrace_data.schema import DATASETS, FILES, STORED_BYTES, UPLOADS
 from millrace_runtime import idempotency, leases
 from millrace_runtime.database import Database, hold_locks
 from millrace_runtime.errors import Aborted
@@ -49,9 +49,12 @@ _UNFINISHED = (WorkState.QUEUED, WorkState.RUNNING)
 class FileStore:
     """Rows of files, and who may touch the bytes behind them."""
 
-    def __init__(self, database: Database, record: RecordFact) -> None:
+    def __init__(
+        self, database: Database, record: RecordFact, now: Callable[[], datetime] = utc_now
+    ) -> None:
         self._database = database
         self._record = record
+        self._now = now
 
     def announce(self, file: File, request: RequestKey) -> File:
         """Add ``file`` as PENDING, before its bytes are put in place: nobody removes them now.
@@ -61,7 +64,7 @@ class FileStore:
         Raises:
             AlreadyExists: the request id was used for another request.
         """
-        return _twice_if_raced(lambda: self._announce(file, request))
+        return twice_if_raced(lambda: self._announce(file, request))
 
     def _announce(self, file: File, request: RequestKey) -> File:
         with self._database.transaction() as connection:
@@ -71,7 +74,9 @@ class FileStore:
                 return file_of(row)
             _lock_bytes(connection, file.content.digest)
             connection.execute(
-                FILES.insert().values(state=_PENDING, **file_values(file), **_request(request))
+                FILES.insert().values(
+                    state=_PENDING, **file_values(file), **request_values(request)
+                )
             )
         return file
 
@@ -81,33 +86,44 @@ class FileStore:
         Raises:
             Aborted: the upload took so long that it was given up meanwhile.
         """
-        shown = update(FILES).where(FILES.c.id == file.id, FILES.c.state == _PENDING)
         with self._database.transaction() as connection:
-            changed = connection.execute(shown.values(state=_AVAILABLE, uri=uri)).rowcount
-            row = connection.execute(select(FILES).where(FILES.c.id == file.id)).one()
-            if changed:
-                self._record(connection, FileUploaded(file_of(row)), traceparent)
+            return self.show(connection, file, uri, traceparent)
+
+    def show(self, connection: Connection, file: File, uri: str, traceparent: str) -> File:
+        """``make_available`` within a transaction of somebody else's; what it raises undoes it."""
+        shown = update(FILES).where(FILES.c.id == file.id, FILES.c.state == _PENDING)
+        changed = connection.execute(shown.values(state=_AVAILABLE, uri=uri)).rowcount
+        row = connection.execute(select(FILES).where(FILES.c.id == file.id)).one()
         if row.state != _AVAILABLE:
             raise Aborted("the upload took too long; send the file again", reason="UPLOAD_EXPIRED")
+        if changed:
+            self._record(connection, FileUploaded(file_of(row)), traceparent)
         return file_of(row)
 
     def get(self, tenant: str, id: str) -> File | None:
-        query = select(FILES).where(
-            FILES.c.tenant == tenant, FILES.c.id == id, FILES.c.state == _AVAILABLE
-        )
+        query = select(FILES).where(FILES.c.tenant == tenant, FILES.c.id == id, self._is_there())
         with self._database.transaction() as connection:
             row = connection.execute(query).first()
         return None if row is None else file_of(row)
 
     def page(
-        self, tenant: str, before_id: str, count: int, purpose: FilePurpose | None
+        self,
+        tenant: str,
+        last_id: str,
+        count: int,
+        purpose: FilePurpose | None,
+        oldest_first: bool = False,
     ) -> list[File]:
-        """The newest ``count`` files older than ``before_id`` (empty: than anything)."""
-        query = _newest(FILES, tenant, before_id, count).where(FILES.c.state == _AVAILABLE)
+        """``count`` files that follow ``last_id`` (empty: the first), newest first or oldest."""
+        query = _following(FILES, tenant, last_id, count, oldest_first).where(self._is_there())
         if purpose is not None:
             query = query.where(FILES.c.purpose == purpose)
         with self._database.transaction() as connection:
             return [file_of(row) for row in connection.execute(query)]
+
+    def _is_there(self) -> ColumnElement[bool]:
+        has_time = FILES.c.expire_time.is_(None) | (FILES.c.expire_time > self._now())
+        return (FILES.c.state == _AVAILABLE) & has_time
 
     def mark_deleted(self, tenant: str, id: str) -> str | None:
         """Hide a file for ever; return its digest, or None when there is no such file.
@@ -115,12 +131,20 @@ class FileStore:
         Its request id is free again: a new upload under it makes a new file.
         """
         file = self.get(tenant, id)
-        hidden = update(FILES).where(FILES.c.id == id, FILES.c.state == _AVAILABLE)
         if file is None:
             return None
         with self._database.transaction() as connection:
-            changed = connection.execute(hidden.values(state=_DELETED, request_id=None)).rowcount
+            changed = _hide(connection, id)
         return file.content.digest if changed else None
+
+    def expire(self) -> None:
+        """Hide the files whose time has run out; their bytes are then not used any more."""
+        due = select(FILES.c.id).where(
+            FILES.c.state == _AVAILABLE, FILES.c.expire_time <= self._now()
+        )
+        with self._database.transaction() as connection:
+            for id in connection.execute(due).scalars().all():
+                _hide(connection, id)
 
     def abandon_pending(self, before: datetime) -> None:
         """Give up the uploads that were announced before ``before`` and never finished."""
@@ -177,7 +201,7 @@ class DatasetStore:
         Raises:
             AlreadyExists: the request id was used for another request.
         """
-        return _twice_if_raced(lambda: self._add(dataset, request))
+        return twice_if_raced(lambda: self._add(dataset, request))
 
     def _add(self, dataset: Dataset, request: RequestKey) -> Dataset:
         with self._database.transaction() as connection:
@@ -186,7 +210,7 @@ class DatasetStore:
             )
             if made is not None:
                 return dataset_of(connection.execute(_by_id(made)).one())
-            values = {**dataset_values(dataset), **_request(request)}
+            values = {**dataset_values(dataset), **request_values(request)}
             connection.execute(DATASETS.insert().values(**values))
         return dataset
 
@@ -203,7 +227,7 @@ class DatasetStore:
     def page(self, tenant: str, before_id: str, count: int) -> list[Dataset]:
         """The newest ``count`` datasets older than ``before_id`` (empty: than anything)."""
         with self._database.transaction() as connection:
-            query = _newest(DATASETS, tenant, before_id, count)
+            query = _following(DATASETS, tenant, before_id, count)
             return [dataset_of(row) for row in connection.execute(query)]
 
     def count_by_state(self) -> dict[str, int]:
@@ -316,13 +340,21 @@ class DatasetStore:
         return dataset_of(row)
 
 
-def _twice_if_raced(insert: Callable[[], Made]) -> Made:
+def twice_if_raced(insert: Callable[[], Made]) -> Made:
     """Two requests with one id may both find nothing made (PostgreSQL): the later one's insert
     then breaks the unique constraint, and finds what the earlier made when tried again."""
     try:
         return insert()
     except IntegrityError:
         return insert()
+
+
+def _hide(connection: Connection, id: str) -> bool:
+    """Delete a file; the requests that made it may be made again. Whether it was there."""
+    shown = update(FILES).where(FILES.c.id == id, FILES.c.state == _AVAILABLE)
+    completed = update(UPLOADS).where(UPLOADS.c.file_id == id)
+    connection.execute(completed.values(request_id=None))
+    return connection.execute(shown.values(state=_DELETED, request_id=None)).rowcount > 0
 
 
 def _lock_bytes(connection: Connection, digest: str) -> None:
@@ -342,16 +374,20 @@ def _is_used(digest: ColumnElement[str] | str) -> ColumnElement[bool]:
     return needs.exists()
 
 
-def _newest(table: Table, tenant: str, before_id: str, count: int) -> Select[Any]:
-    query = select(table).order_by(table.c.id.desc()).limit(count)
+def _following(
+    table: Table, tenant: str, last_id: str, count: int, oldest_first: bool = False
+) -> Select[Any]:
+    query = select(table).order_by(table.c.id if oldest_first else table.c.id.desc()).limit(count)
     if tenant != EVERY_TENANT:
         query = query.where(table.c.tenant == tenant)
-    return query.where(table.c.id < before_id) if before_id else query
+    if not last_id:
+        return query
+    return query.where(table.c.id > last_id if oldest_first else table.c.id < last_id)
 
 
 def _by_id(id: str) -> Select[Any]:
     return select(DATASETS).where(DATASETS.c.id == id)
 
 
-def _request(request: RequestKey) -> dict[str, str | None]:
+def request_values(request: RequestKey) -> dict[str, str | None]:
     return idempotency.values(request.id, request.digest)

@@ -26,7 +26,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from millrace_data import chat_format
+from millrace_examples import openai_chat
+from millrace_examples.messages import normal_messages
+from millrace_examples.rows import row_of_line
+from millrace_examples.values import flaws, is_encodable
 from millrace_runtime.jobs import JobError
 from millrace_runtime.manifest import sha256_file
 
@@ -259,17 +262,19 @@ def _text_documents(label: str, path: Path) -> Iterator[Document]:
         text = row.get("text") if isinstance(row, dict) else None
         if not isinstance(text, str):
             raise _invalid(label, number, 'must be a JSON object with a string in "text"')
-        if not chat_format.encodable(text):
+        if not is_encodable(text):
             raise _invalid(label, number, "text: has half a surrogate pair, which is no character")
         yield Document(f"{label}:{number}", "prose", (text,))
 
 
 def _chat_documents(label: str, path: Path) -> Iterator[Document]:
     for number, line in _lines(path):
-        problems = chat_format.line_problems(number, line)
-        if problems:
-            raise JobError("INVALID_FILE", f"{label}: {problems[0]}")
-        turns = tuple(turn_text(message) for message in json.loads(line)["messages"])
+        row = row_of_line(number, line)
+        if row.problem:
+            raise _invalid(label, number, row.problem)
+        for place, problem in (*flaws(row.value), *openai_chat.FORMAT.mistakes(row.value)):
+            raise _invalid(label, number, f"{place}: {problem}")
+        turns = tuple(turn_text(message) for message in normal_messages(row.value["messages"]))
         yield Document(f"{label}:{number}", "chat", turns)
 
 

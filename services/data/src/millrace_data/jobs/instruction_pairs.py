@@ -22,10 +22,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from millrace_data.chat_format import MINIMUM_EXAMPLES
 from millrace_data.jobs import corpus
 from millrace_data.jobs.build_dataset import collection_paused, is_heldout, sweep
 from millrace_data.jobs.normalize import normalize_text
+from millrace_examples.format import MINIMUM_EXAMPLES
 from millrace_runtime import jobs, manifest
 from millrace_runtime.jobs import JobError, Reporter
 

@@ -3,14 +3,15 @@
 Reference: https://platform.openai.com/docs/api-reference/files
 """
 
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 import grpc
 from fastapi import Query, Request
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.datastructures import FormData, UploadFile
 
 from millrace.data.v1 import service_pb2 as pb
@@ -26,7 +27,7 @@ from millrace_gateway.rest.listing import (
     token_after,
 )
 from millrace_gateway.rest.routing import router
-from millrace_gateway.rest.shapes import identifier, seconds
+from millrace_gateway.rest.shapes import RequestBody, identifier, seconds, seconds_or_none
 from millrace_runtime.errors import InvalidArgument
 
 ROUTER = router("files", "/v1/files")
@@ -41,7 +42,15 @@ _PURPOSES: dict[str, pb.FilePurpose.ValueType] = {
 }
 _PURPOSE_WORDS: dict[int, str] = {value: word for word, value in _PURPOSES.items()}
 _UPLOADABLE = ("fine-tune", "batch", "user_data")
-_FORM_FIELDS = {"file", "purpose"}
+_REFUSED: Mapping[str, str] = {
+    "assistants": "there is no Assistants API here",
+    "evals": "there is no Evals API here",
+    "vision": "models here read text only",
+}
+_ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
+_FORM_FIELDS = {"file", "purpose", _ANCHOR, _SECONDS}
+_DIGITS = re.compile(r"[0-9]{1,9}")
+_SHORTEST_SECONDS, _LONGEST_SECONDS = 3600, 2_592_000
 _UPLOAD_FORM: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -54,6 +63,12 @@ _UPLOAD_FORM: dict[str, Any] = {
                     "properties": {
                         "file": {"type": "string", "format": "binary"},
                         "purpose": {"type": "string", "enum": list(_UPLOADABLE)},
+                        _ANCHOR: {"type": "string", "enum": ["created_at"]},
+                        _SECONDS: {
+                            "type": "integer",
+                            "minimum": _SHORTEST_SECONDS,
+                            "maximum": _LONGEST_SECONDS,
+                        },
                     },
                 }
             }
@@ -64,8 +79,35 @@ _UPLOAD_FORM: dict[str, Any] = {
 Purpose = Literal["fine-tune", "fine-tune-results", "batch", "batch_output", "user_data"]
 
 
+class ExpiresAfter(RequestBody):
+    """How long a file is kept: so many seconds from its making."""
+
+    anchor: Literal["created_at"]
+    seconds: Annotated[int, Field(ge=_SHORTEST_SECONDS, le=_LONGEST_SECONDS)]
+
+
+class ExampleReport(BaseModel):
+    """What a file for fine-tuning was found to hold.
+
+    ``estimated_token_count`` takes 4 bytes for a token and 4 tokens for each message's marks;
+    ``unused_fields`` are those that rows have and the format has no use for.
+    """
+
+    format: str
+    kind: str
+    message_count: int
+    character_count: int
+    estimated_token_count: int
+    longest_line: int
+    longest_estimated_token_count: int
+    unused_fields: list[str]
+
+
 class FileObject(BaseModel):
-    """An uploaded file. ``digest`` is the SHA-256 of its bytes."""
+    """An uploaded file. ``digest`` is the SHA-256 of its bytes.
+
+    It was checked before it was made, so that its ``status`` is always the same.
+    """
 
     id: str
     object: Literal["file"] = "file"
@@ -74,8 +116,11 @@ class FileObject(BaseModel):
     filename: str
     purpose: Purpose
     status: Literal["processed"] = "processed"
+    status_details: str | None = None
+    expires_at: int | None = None
     digest: str
     example_count: int
+    examples: ExampleReport | None = None
 
 
 class FileDeleted(BaseModel):
@@ -90,9 +135,44 @@ def file_object(file: pb.File) -> FileObject:
         bytes=file.content.size_bytes,
         created_at=seconds(file.create_time),
         filename=file.filename,
-        purpose=_PURPOSE_WORDS[file.purpose],  # type: ignore[arg-type]
+        purpose=purpose_word(file.purpose),  # type: ignore[arg-type]
+        expires_at=seconds_or_none(file, "expire_time"),
         digest=file.content.digest,
         example_count=file.example_count,
+        examples=_example_report(file.report) if file.HasField("report") else None,
+    )
+
+
+def _example_report(report: pb.ExampleReport) -> ExampleReport:
+    return ExampleReport(
+        format=report.format,
+        kind=report.kind,
+        message_count=report.message_count,
+        character_count=report.character_count,
+        estimated_token_count=report.estimated_token_count,
+        longest_line=report.longest_line,
+        longest_estimated_token_count=report.longest_estimated_token_count,
+        unused_fields=list(report.unused_fields),
+    )
+
+
+def purpose_word(purpose: int) -> str:
+    return _PURPOSE_WORDS[purpose]
+
+
+def uploadable(purpose: object) -> pb.FilePurpose.ValueType:
+    """What a client may upload for.
+
+    Raises:
+        InvalidArgument: another purpose; one of OpenAI's is refused with the reason.
+    """
+    if isinstance(purpose, str) and purpose in _UPLOADABLE:
+        return _PURPOSES[purpose]
+    allowed = f"'purpose' must be one of {', '.join(_UPLOADABLE)}"
+    reason = _REFUSED.get(purpose) if isinstance(purpose, str) else None
+    message = f"{allowed}; {purpose!r} is not supported: {reason}" if reason else allowed
+    raise InvalidArgument(
+        message, reason="UNSUPPORTED_VALUE" if reason else "INVALID_VALUE", field="purpose"
     )
 
 
@@ -101,8 +181,7 @@ async def upload_file(request: Request, caller: CallerOf) -> FileObject:
     """Upload a file. One for fine-tuning is checked line by line before it is stored."""
     # Large parts are spooled to disk by the parser: memory stays bounded.
     async with request.form(max_files=1, max_fields=8) as form:
-        file, purpose = _parts(form)
-        requests = _upload(caller, file, purpose)
+        requests = _upload(caller, _header(caller, form), _file(form))
         try:
             response = await caller.upstream.data.UploadFile(requests)
         except grpc.RpcError as error:
@@ -119,9 +198,14 @@ async def list_files(
     purpose: Annotated[Purpose | None, Query()] = None,
 ) -> dict[str, Any]:
     """List files, newest first unless asked otherwise."""
-    if order == "asc":
-        return await _oldest_first(caller, after, page_size(limit), purpose)
-    response = await _page(caller, page_size(limit), token_after(after), purpose)
+    request = pb.ListFilesRequest(
+        parent=caller.parent,
+        page_size=page_size(limit),
+        page_token=token_after(after),
+        purpose=_PURPOSES[purpose] if purpose else pb.FILE_PURPOSE_UNSPECIFIED,
+        oldest_first=order == "asc",
+    )
+    response = await upstream.call(caller.upstream.data.ListFiles, request)
     items = [file_object(file) for file in response.files]
     return page_of(items, bool(response.next_page_token))
 
@@ -161,7 +245,7 @@ async def delete_file(file_id: str, caller: CallerOf) -> FileDeleted:
     return FileDeleted(id=file_id)
 
 
-def _parts(form: FormData) -> tuple[UploadFile, str]:
+def _header(caller: Caller, form: FormData) -> pb.UploadFileHeader:
     unknown = sorted(set(form.keys()) - _FORM_FIELDS)
     if unknown:
         raise InvalidArgument(
@@ -169,63 +253,69 @@ def _parts(form: FormData) -> tuple[UploadFile, str]:
             reason="UNKNOWN_PARAMETER",
             field=unknown[0],
         )
-    file, purpose = form.get("file"), form.get("purpose")
+    file = _file(form)
+    return pb.UploadFileHeader(
+        parent=caller.parent,
+        filename=file.filename or "",
+        purpose=uploadable(form.get("purpose")),
+        request_id=caller.request_id,
+        size_bytes=file.size,
+        expire_after_seconds=_expire_seconds(form),
+    )
+
+
+def _file(form: FormData) -> UploadFile:
+    return form_file(form, "file")
+
+
+def form_file(form: FormData, field: str) -> UploadFile:
+    """
+    Raises:
+        InvalidArgument: the form has no such file.
+    """
+    file = form.get(field)
     if not isinstance(file, UploadFile) or not file.filename:
         raise InvalidArgument(
-            "'file' must be a file with a name, sent as multipart/form-data",
+            f"'{field}' must be a file with a name, sent as multipart/form-data",
             reason="MISSING_REQUIRED_PARAMETER",
-            field="file",
+            field=field,
         )
-    if purpose not in _UPLOADABLE:
-        raise InvalidArgument(
-            f"'purpose' must be one of {', '.join(_UPLOADABLE)}",
-            reason="INVALID_VALUE",
-            field="purpose",
+    return file
+
+
+def _expire_seconds(form: FormData) -> int:
+    """0 when the form does not say it. The ``openai`` package writes objects with brackets."""
+    anchor, seconds = form.get(_ANCHOR), form.get(_SECONDS)
+    if anchor is None and seconds is None:
+        return 0
+    if anchor != "created_at":
+        raise _wrong("expires_after.anchor", "must be 'created_at'")
+    is_number = isinstance(seconds, str) and _DIGITS.fullmatch(seconds) is not None
+    number = int(str(seconds)) if is_number else 0
+    if not _SHORTEST_SECONDS <= number <= _LONGEST_SECONDS:
+        raise _wrong(
+            "expires_after.seconds",
+            f"must be a whole number from {_SHORTEST_SECONDS} to {_LONGEST_SECONDS}",
         )
-    return file, str(purpose)
+    return number
+
+
+def _wrong(field: str, message: str) -> InvalidArgument:
+    return InvalidArgument(f"'{field}' {message}", reason="INVALID_VALUE", field=field)
 
 
 async def _upload(
-    caller: Caller, file: UploadFile, purpose: str
+    caller: Caller, header: pb.UploadFileHeader, file: UploadFile
 ) -> AsyncIterator[pb.UploadFileRequest]:
-    header = pb.UploadFileHeader(
-        parent=caller.parent,
-        filename=file.filename or "",
-        purpose=_PURPOSES[purpose],
-        request_id=caller.request_id,
-        size_bytes=file.size,
-    )
     yield pb.UploadFileRequest(header=header)
-    while chunk := await file.read(_CHUNK_BYTES):
+    async for chunk in file_chunks(file):
         yield pb.UploadFileRequest(chunk=chunk)
 
 
-async def _page(
-    caller: Caller, size: int, token: str, purpose: Purpose | None
-) -> pb.ListFilesResponse:
-    request = pb.ListFilesRequest(
-        parent=caller.parent,
-        page_size=size,
-        page_token=token,
-        purpose=_PURPOSES[purpose] if purpose else pb.FILE_PURPOSE_UNSPECIFIED,
-    )
-    return await upstream.call(caller.upstream.data.ListFiles, request)
-
-
-async def _oldest_first(
-    caller: Caller, after: str | None, size: int, purpose: Purpose | None
-) -> dict[str, Any]:
-    """The data service lists newest first, so all are read; ids sort by time of making."""
-    token, files = "", list[pb.File]()
-    while True:
-        response = await _page(caller, LARGEST_PAGE, token, purpose)
-        files += response.files
-        token = response.next_page_token
-        if not token:
-            break
-    items = [file_object(file) for file in reversed(files)]
-    wanted = [item for item in items if not after or item.id > after]
-    return page_of(wanted[:size], len(wanted) > size)
+async def file_chunks(file: UploadFile) -> AsyncIterator[bytes]:
+    """A form's file, as large at a time as the services take it."""
+    while chunk := await file.read(_CHUNK_BYTES):
+        yield chunk
 
 
 async def _contents(

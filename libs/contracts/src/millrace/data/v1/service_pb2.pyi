@@ -57,6 +57,8 @@ class File(_message.Message):
     CONTENT_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     EXAMPLE_COUNT_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """tenants/{tenant}/files/{file}"""
     filename: _builtins.str
@@ -67,6 +69,14 @@ class File(_message.Message):
     def content(self) -> _lifecycle_pb2.Content: ...
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the file goes by itself; unset: it stays until it is deleted."""
+
+    @_builtins.property
+    def report(self) -> Global___ExampleReport:
+        """What the check found, for FINE_TUNE files."""
+
     def __init__(
         self,
         *,
@@ -76,14 +86,65 @@ class File(_message.Message):
         content: _lifecycle_pb2.Content | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         example_count: _builtins.int = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        report: Global___ExampleReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "create_time", b"create_time", "expire_time", b"expire_time", "report", b"report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "create_time", b"create_time", "example_count", b"example_count", "filename", b"filename", "name", b"name", "purpose", b"purpose"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "create_time", b"create_time", "example_count", b"example_count", "expire_time", b"expire_time", "filename", b"filename", "name", b"name", "purpose", b"purpose", "report", b"report"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___File: _TypeAlias = File  # noqa: Y015
+
+@_typing.final
+class ExampleReport(_message.Message):
+    """What a file of examples was found to hold when it was uploaded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FORMAT_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    MESSAGE_COUNT_FIELD_NUMBER: _builtins.int
+    CHARACTER_COUNT_FIELD_NUMBER: _builtins.int
+    ESTIMATED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    LONGEST_LINE_FIELD_NUMBER: _builtins.int
+    LONGEST_ESTIMATED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    UNUSED_FIELDS_FIELD_NUMBER: _builtins.int
+    format: _builtins.str
+    """openai_chat, openai_preference, sharegpt, alpaca, ..."""
+    kind: _builtins.str
+    """What a row means: conversation, preference, judged, task, text, classified, pair."""
+    message_count: _builtins.int
+    character_count: _builtins.int
+    estimated_token_count: _builtins.int
+    """A token for 4 bytes, and 4 for each message; the exact count is that of the model."""
+    longest_line: _builtins.int
+    """The example with the most tokens, and how many it has by the same estimate."""
+    longest_estimated_token_count: _builtins.int
+    @_builtins.property
+    def unused_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What rows hold and the format has no use for."""
+
+    def __init__(
+        self,
+        *,
+        format: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        message_count: _builtins.int = ...,
+        character_count: _builtins.int = ...,
+        estimated_token_count: _builtins.int = ...,
+        longest_line: _builtins.int = ...,
+        longest_estimated_token_count: _builtins.int = ...,
+        unused_fields: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["character_count", b"character_count", "estimated_token_count", b"estimated_token_count", "format", b"format", "kind", b"kind", "longest_estimated_token_count", b"longest_estimated_token_count", "longest_line", b"longest_line", "message_count", b"message_count", "unused_fields", b"unused_fields"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExampleReport: _TypeAlias = ExampleReport  # noqa: Y015
 
 @_typing.final
 class UploadFileRequest(_message.Message):
@@ -119,6 +180,7 @@ class UploadFileHeader(_message.Message):
     PURPOSE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    EXPIRE_AFTER_SECONDS_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     filename: _builtins.str
     purpose: Global___FilePurpose.ValueType
@@ -128,6 +190,8 @@ class UploadFileHeader(_message.Message):
     """Bytes in all chunks together. Where it is said, an upload that broke off is told from one
     that ended for certain; a client that dies can look as if it had sent everything.
     """
+    expire_after_seconds: _builtins.int
+    """How long the file is kept; 0: until it is deleted."""
     def __init__(
         self,
         *,
@@ -136,10 +200,11 @@ class UploadFileHeader(_message.Message):
         purpose: Global___FilePurpose.ValueType = ...,
         request_id: _builtins.str = ...,
         size_bytes: _builtins.int | None = ...,
+        expire_after_seconds: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes", "size_bytes", b"size_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes", "filename", b"filename", "parent", b"parent", "purpose", b"purpose", "request_id", b"request_id", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes", "expire_after_seconds", b"expire_after_seconds", "filename", b"filename", "parent", b"parent", "purpose", b"purpose", "request_id", b"request_id", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__size_bytes: _TypeAlias = _typing.Literal["size_bytes"]  # noqa: Y015
     _WhichOneofArgType__size_bytes: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes"]  # noqa: Y015
@@ -214,12 +279,14 @@ class ListFilesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     PURPOSE_FIELD_NUMBER: _builtins.int
+    OLDEST_FIRST_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     page_size: _builtins.int
     """At most 1000; 0 means 100."""
     page_token: _builtins.str
     purpose: Global___FilePurpose.ValueType
     """Only files of this purpose, when set."""
+    oldest_first: _builtins.bool
     def __init__(
         self,
         *,
@@ -227,10 +294,11 @@ class ListFilesRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         purpose: Global___FilePurpose.ValueType = ...,
+        oldest_first: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "purpose", b"purpose"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["oldest_first", b"oldest_first", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "purpose", b"purpose"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -245,7 +313,7 @@ class ListFilesResponse(_message.Message):
     next_page_token: _builtins.str
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___File]:
-        """Newest first."""
+        """Newest first, unless asked otherwise."""
 
     def __init__(
         self,
