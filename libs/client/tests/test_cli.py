@@ -80,6 +80,7 @@ def test_help_shows_where_to_start(millrace: CommandLine):
     ("command", "path"),
     [
         (("datasets", "list"), "/v1/datasets"),
+        (("files", "list"), "/v1/files"),
         (("runs", "list"), "/v1/training/runs"),
         (("tune", "list"), "/v1/fine_tuning/jobs"),
         (("compressions", "list"), "/v1/compressions"),
@@ -87,6 +88,7 @@ def test_help_shows_where_to_start(millrace: CommandLine):
         (("deployments", "list"), "/v1/deployments"),
         (("keys", "list"), "/v1/keys"),
         (("batches", "list"), "/v1/batches"),
+        (("webhooks", "list"), "/v1/webhook_endpoints"),
         (("dead-letters", "list"), "/v1/dead_letters"),
         (("models",), "/v1/models"),
         (("versions",), "/v1/versions"),
@@ -185,7 +187,7 @@ def test_tuning_uploads_a_path_and_takes_an_id_as_it_is(millrace: CommandLine, t
     assert millrace("tune", "create", "-M", "demo", "-f", "file-3", "--rank", "4").exit_code == 0
     assert millrace.gateway.body()["method"] == {
         "type": "supervised",
-        "supervised": {"hyperparameters": {}, "lora": {"rank": 4}},
+        "supervised": {"hyperparameters": {}, "adapter": {"rank": 4}},
     }
 
 

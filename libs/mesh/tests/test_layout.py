@@ -87,6 +87,16 @@ def test_storage_can_be_set_from_outside():
     assert environment["MILLRACE_DATA_DATABASE_URL"] == url
 
 
+def test_the_tuner_asks_its_own_mesh_unless_told_whom():
+    environment = layout().service_environment("tuner", SECRETS, {})
+    assert environment["MILLRACE_TUNER_JUDGE_BASE_URL"] == f"{layout().gateway_url}/v1"
+    assert environment["MILLRACE_TUNER_JUDGE_TENANT"] == "default"
+    told = {"MILLRACE_TUNER_JUDGE_BASE_URL": "https://judge/v1"}
+    environment = layout().service_environment("tuner", SECRETS, told)
+    keys = {name: value for name, value in environment.items() if "_JUDGE_" in name}
+    assert keys == told
+
+
 def test_only_the_registry_gets_the_control_key():
     holders = [
         s for s in SERVICES if "key" in layout().service_environment(s, SECRETS, {}).values()

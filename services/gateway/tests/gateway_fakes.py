@@ -107,16 +107,20 @@ class Table:
         return self.rows[name]
 
     def page(self, parent: str, request: Any) -> tuple[list[Any], str]:
-        before = paging.decode_token(request.page_token)
+        last = paging.decode_token(request.page_token)
         size = paging.page_size(request.page_size)
+        oldest_first = getattr(request, "oldest_first", False)  # files alone have it
         ours = sorted(
             (row for name, row in self.rows.items() if name.startswith(f"{parent}/")),
             key=lambda row: names.last_id(row.name),
-            reverse=True,
+            reverse=not oldest_first,
         )
-        older = [row for row in ours if not before or names.last_id(row.name) < before]
-        more = len(older) > size
-        page = older[:size]
+        ids = {names.last_id(row.name): row for row in ours}
+        following = [
+            row for id, row in ids.items() if not last or (id > last if oldest_first else id < last)
+        ]
+        more = len(following) > size
+        page = following[:size]
         return page, paging.encode_token(names.last_id(page[-1].name)) if more else ""
 
 
@@ -272,7 +276,7 @@ class FakeTuner(tuner_grpc.TunerServiceServicer):
             validation_file=request.validation_file,
             suffix=request.suffix,
             seed=request.seed or 42,
-            supervised=request.supervised,
+            method=request.method,
             metadata=request.metadata,
             state=lifecycle_pb2.WORK_STATE_QUEUED,
             tuned_model="ft:demo:default:docs:k3x9ab",
@@ -287,6 +291,9 @@ class FakeTuner(tuner_grpc.TunerServiceServicer):
             )
         ]
         return tuner_pb2.CreateJobResponse(job=self.jobs.add(job))
+
+    def validate(self, name: str) -> None:
+        self.jobs.rows[name].validate_time.GetCurrentTime()
 
     def finish(self, name: str) -> None:
         """Let a job succeed, with two checkpoints."""
@@ -310,6 +317,7 @@ class FakeTuner(tuner_grpc.TunerServiceServicer):
         return tuner_pb2.GetJobResponse(job=await self.jobs.get(request.name, context))
 
     async def ListJobs(self, request: Any, context: Any) -> Any:
+        self.listed = request
         jobs, token = self.jobs.page(request.parent, request)
         return tuner_pb2.ListJobsResponse(jobs=jobs, next_page_token=token)
 

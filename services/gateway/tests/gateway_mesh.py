@@ -34,6 +34,7 @@ from millrace_gateway.replicas import Replicas
 from millrace_gateway.serving import serve
 from millrace_gateway.settings import GatewaySettings
 from millrace_gateway.store import OUTBOX, KeyTable
+from millrace_gateway.webhooks.service import WebhookService
 from millrace_runtime import owner
 from millrace_runtime.database import migrate, open_database
 from millrace_runtime.outbox import Outbox
@@ -205,6 +206,7 @@ class Mesh:
                 "internal_token": SecretStr(INTERNAL_TOKEN),
                 "drain_seconds": 1.0,
                 "data_root": str(self.data_root),
+                "operator_key_path": self.operator_key_path,
                 "scratch_directory": self._folder / "scratch",
                 **addresses,
                 **self._settings,
@@ -215,6 +217,14 @@ class Mesh:
         alive = self.database.is_alive
         replicas = Replicas(self.database, owner.this_process())
         await serve(
-            settings, self.keys, key_ring, self.relay, self.batches, replicas, alive, self._stop
+            settings,
+            self.keys,
+            key_ring,
+            self.relay,
+            self.batches,
+            WebhookService(settings, self.database),
+            replicas,
+            alive,
+            self._stop,
         )
         await asyncio.gather(services.stop(None), triton.stop(None))

@@ -262,7 +262,7 @@ def test_fine_tuning(mesh: Mesh) -> None:
         metadata={"team": "blue"},
         method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2}}},
     )
-    assert job.status == "queued"
+    assert job.status == "validating_files"
     assert job.fine_tuned_model is None
     assert job.hyperparameters.n_epochs == 2
     assert job.hyperparameters.batch_size == "auto"
@@ -273,6 +273,7 @@ def test_fine_tuning(mesh: Mesh) -> None:
         "Created fine-tuning job",
     ]
     assert client.fine_tuning.jobs.pause(job.id).status == "paused"
+    mesh.tuner.validate(f"tenants/default/jobs/{job.id}")
     assert client.fine_tuning.jobs.resume(job.id).status == "queued"
     mesh.tuner.finish(f"tenants/default/jobs/{job.id}")
     done = client.fine_tuning.jobs.retrieve(job.id)
@@ -288,6 +289,68 @@ def test_fine_tuning(mesh: Mesh) -> None:
     assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
     with pytest.raises(openai.NotFoundError):
         mesh.openai(mesh.other_secret).fine_tuning.jobs.retrieve(job.id)
+
+
+def tuned_by(mesh: Mesh, method: Any) -> Any:
+    client = mesh.openai()
+    file = client.files.create(file=LINES, purpose="fine-tune")
+    return client.fine_tuning.jobs.create(model="demo", training_file=file.id, method=method)
+
+
+def test_preference_tuning_as_the_sdk_asks_for_it(mesh: Mesh) -> None:
+    asked = {"beta": 0.25, "n_epochs": 1, "batch_size": "auto"}
+    job = tuned_by(mesh, {"type": "dpo", "dpo": {"hyperparameters": asked}})
+    assert job.method.type == "dpo"
+    assert job.method.dpo.hyperparameters.beta == 0.25
+    assert job.method.dpo.hyperparameters.n_epochs == 1
+    assert job.method.dpo.hyperparameters.batch_size == "auto"
+    assert job.hyperparameters is None
+    (sent,) = mesh.tuner.jobs.rows.values()
+    assert sent.method.dpo.beta == 0.25
+    assert sent.method.hyperparameters.epochs == 1
+
+
+def test_reinforcement_tuning_as_the_sdk_asks_for_it(mesh: Mesh) -> None:
+    grader = {
+        "type": "string_check",
+        "name": "same",
+        "operation": "eq",
+        "input": "{{ sample.output_text }}",
+        "reference": "{{ item.answer }}",
+    }
+    asked = {"compute_multiplier": 2.0, "eval_interval": 3, "eval_samples": 2, "n_epochs": 1}
+    method = {
+        "type": "reinforcement",
+        "reinforcement": {"grader": grader, "hyperparameters": asked},
+    }
+    job = tuned_by(mesh, method)
+    assert job.method.reinforcement.grader.operation == "eq"
+    assert job.method.reinforcement.hyperparameters.eval_interval == 3
+    (sent,) = mesh.tuner.jobs.rows.values()
+    assert json.loads(sent.method.reinforcement.grader) == grader
+    assert sent.method.reinforcement.samples_per_prompt == 16
+    assert sent.method.reinforcement.evaluation_samples == 2
+
+
+def test_methods_and_adapters_that_the_openai_api_has_not(mesh: Mesh) -> None:
+    adapter = {"kind": "dora", "rank": 4, "full_modules": ["embed_tokens"]}
+    teach = {"teacher": "demo@1", "adapter": adapter, "hyperparameters": {"temperature": 2.0}}
+    job = tuned_by(mesh, {"type": "distillation", "distillation": teach})
+    (sent,) = mesh.tuner.jobs.rows.values()
+    assert sent.method.distillation.teacher == "demo@1"
+    assert sent.method.distillation.temperature == 2.0
+    assert list(sent.method.adapter.full_modules) == ["embed_tokens"]
+    told = job.model_dump()["method"]["distillation"]
+    assert told["adapter"] == adapter
+    assert told["hyperparameters"]["temperature"] == 2.0
+
+
+def test_jobs_are_listed_by_their_metadata(mesh: Mesh) -> None:
+    client = mesh.openai()
+    client.fine_tuning.jobs.list(metadata={"team": "blue"})
+    assert dict(mesh.tuner.listed.metadata) == {"team": "blue"}
+    client.fine_tuning.jobs.list(extra_query={"metadata": "null"})
+    assert mesh.tuner.listed.without_metadata
 
 
 def test_fine_tuning_with_legacy_hyperparameters(mesh: Mesh) -> None:
@@ -307,7 +370,22 @@ def test_fine_tuning_with_legacy_hyperparameters(mesh: Mesh) -> None:
         ({"model": "nope"}, "model"),
         ({"training_file": "file-none"}, "training_file"),
         ({"training_file": "tenants/acme/files/x"}, "training_file"),
-        ({"method": {"type": "dpo"}}, "method.type"),
+        ({"method": {"type": "distilling"}}, "method.type"),
+        ({"method": {"type": "reinforcement"}}, "method.reinforcement"),
+        ({"method": {"type": "dpo", "kto": {}}}, "method.kto"),
+        ({"method": {"type": "dpo", "dpo": {"packing": True}}}, "method.dpo.packing"),
+        (
+            {"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0}}}},
+            "method.dpo.hyperparameters.beta",
+        ),
+        (
+            {"method": {"type": "kto", "kto": {"hyperparameters": {"beta": 1000}}}},
+            "method.kto.hyperparameters.beta",
+        ),
+        (
+            {"method": {"type": "supervised", "supervised": {"adapter": {"kind": "qlora"}}}},
+            "method.supervised.adapter.kind",
+        ),
         (
             {"method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 99}}}},
             "method.supervised.hyperparameters.n_epochs",

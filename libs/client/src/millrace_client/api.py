@@ -4,6 +4,7 @@ What OpenAI's API has (files, chat, fine-tuning) is also reached with the ``open
 this client is for what it lacks, and for ``millrace`` itself.
 """
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,8 @@ JsonList: TypeAlias = list[Json]
 REQUEST_ID_HEADER = "Idempotency-Key"
 _TIMEOUT_SECONDS = 60.0
 _STREAM_TIMEOUT = httpx.Timeout(_TIMEOUT_SECONDS, read=None)
+# Four heartbeats: a connection that died without a word is given up.
+_HEARTBEAT_TIMEOUT = httpx.Timeout(_TIMEOUT_SECONDS)
 _RECONNECT_SECONDS = 1.0
 _PAGE = 100
 
@@ -82,6 +85,7 @@ class Millrace:
             transport=transport,
         )
         self.files = Collection(self, "/v1/files")
+        self.uploads = Collection(self, "/v1/uploads")
         self.models = Collection(self, "/v1/models")
         self.datasets = Collection(self, "/v1/datasets")
         self.runs = Collection(self, "/v1/training/runs")
@@ -93,6 +97,7 @@ class Millrace:
         self.dead_letters = Collection(self, "/v1/dead_letters")
         self.keys = Collection(self, "/v1/keys")
         self.batches = Collection(self, "/v1/batches")
+        self.webhooks = Collection(self, "/v1/webhook_endpoints")
 
     def close(self) -> None:
         self._http.close()
@@ -137,6 +142,35 @@ class Millrace:
         with self._stream("GET", f"/v1/files/{file_id}/content") as response:
             for chunk in response.iter_bytes():
                 target.write(chunk)
+
+    def first_lines(self, file_id: str, count: int) -> JsonList:
+        """The first ``count`` lines of a JSONL file; the rest of it is not read."""
+        with self._stream("GET", f"/v1/files/{file_id}/content") as response:
+            return [json.loads(line) for line in itertools.islice(response.iter_lines(), count)]
+
+    def stream_job(self, job: str, *, after: str = "") -> Iterator[Json]:
+        """A fine-tuning job whenever it changes, and its events, from ``after``'s on.
+
+        It ends with the job, or with the gateway.
+
+        Raises:
+            NotStreamed: the gateway is older than its streams of jobs.
+        """
+        path = f"/v1/fine_tuning/jobs/{job}/events"
+        options = {
+            "params": {"stream": "true", "progress": "true"},
+            "headers": {"Last-Event-ID": after} if after else {},
+        }
+        with self._stream("GET", path, timeout=_HEARTBEAT_TIMEOUT, **options) as response:
+            if not response.headers.get("content-type", "").startswith("text/event-stream"):
+                raise errors.NotStreamed(f"{self.endpoint.base_url} cannot stream a job's events")
+            for event in sse.parse(response.iter_lines()):
+                if event.data == "[DONE]":
+                    return
+                document: Json = json.loads(event.data)
+                if event.event == "error":
+                    raise errors.ServerError(document["error"]["message"], response.status_code)
+                yield document
 
     def stream_chat(self, body: Json) -> Iterator[Json]:
         """The chunks of a streamed chat completion."""
@@ -188,9 +222,11 @@ class Millrace:
                 yield chunk
 
     @contextmanager
-    def _stream(self, method: str, path: str, **options: Any) -> Iterator[httpx.Response]:
+    def _stream(
+        self, method: str, path: str, timeout: httpx.Timeout = _STREAM_TIMEOUT, **options: Any
+    ) -> Iterator[httpx.Response]:
         try:
-            with self._http.stream(method, path, timeout=_STREAM_TIMEOUT, **options) as response:
+            with self._http.stream(method, path, timeout=timeout, **options) as response:
                 if response.is_error:
                     response.read()
                     raise errors.from_response(response)

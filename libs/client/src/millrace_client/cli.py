@@ -15,6 +15,8 @@ from millrace_client.commands import (
     deployments,
     doctor,
     events,
+    files,
+    graders,
     keys,
     lineage,
     mesh,
@@ -23,6 +25,7 @@ from millrace_client.commands import (
     runs,
     trace,
     tune,
+    webhooks,
 )
 from millrace_client.connection import Connection
 from millrace_client.errors import ApiError, MillraceError
@@ -39,7 +42,7 @@ _HELP = """Carry a language model through its whole life.
   millrace runs create --dataset dataset-… --model demo
   millrace runs watch run-…       loss, speed, checkpoints as they come
   millrace chat demo              talk to the newest settled checkpoint
-  millrace tune create --model demo --file pairs.jsonl
+  millrace tune create --model demo --file pairs.jsonl --watch
   millrace batches create requests.jsonl --endpoint /v1/chat/completions
 
 [bold]Why things are as they are[/bold]
@@ -88,13 +91,16 @@ _COMMANDS: Mapping[str, Sequence[Callable[..., None]]] = {
     "Understand": (events.events, trace.trace, lineage.lineage, models.versions),
 }
 _GROUPS: Mapping[str, typer.Typer] = {
+    "files": files.app,
     "datasets": datasets.app,
     "runs": runs.app,
     "tune": tune.app,
+    "graders": graders.app,
     "compressions": compressions.app,
     "rollouts": rollouts.app,
     "deployments": deployments.app,
     "batches": batches.app,
+    "webhooks": webhooks.app,
     "dead-letters": dead_letters.app,
     "keys": keys.app,
 }

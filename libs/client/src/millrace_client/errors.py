@@ -2,6 +2,7 @@
 
 MillraceError
 ├── NoGateway             nobody says where a gateway is, or nobody answers there
+├── NotStreamed           the gateway answered a list where a stream was asked for
 ├── MeshNotInstalled      the command runs a mesh on this machine, and that is not installed
 └── ApiError              the gateway answered, with an error
     ├── BadRequest        400  something in the request is wrong; ``param`` says what
@@ -23,6 +24,10 @@ class MillraceError(Exception):
 
 
 class NoGateway(MillraceError):
+    pass
+
+
+class NotStreamed(MillraceError):
     pass
 
 

@@ -26,6 +26,7 @@ _STATE_STYLES = {
     "serving": "green",
     "ready": "green",
     "completed": "green",
+    "delivered": "green",
     "running": "cyan",
     "canary": "cyan",
     "loading": "cyan",
@@ -43,6 +44,7 @@ _STATE_STYLES = {
     "cancelling": "yellow",
     "validating": "yellow",
     "paused": "yellow",
+    "pending": "yellow",
     "waiting": "yellow",
     "starting": "yellow",
 }
@@ -52,6 +54,11 @@ def console() -> Console:
     """Standard output, as it is now (tests replace it); in a pipe, lines are not cut."""
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH
     return Console(soft_wrap=True, highlight=False, width=width)
+
+
+def error_console() -> Console:
+    """Standard error, as it is now: for people, never for programs."""
+    return Console(stderr=True, highlight=False)
 
 
 def print_json(document: object) -> None:

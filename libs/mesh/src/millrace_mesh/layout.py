@@ -113,6 +113,9 @@ class Layout:
         }
         if stage in ("trainer", "tuner"):
             defaults[f"{prefix}MLFLOW_TRACKING_URI"] = f"sqlite:///{self.home.path / 'mlflow.db'}"
+        # All or nothing: the key of one endpoint is not for another.
+        if stage == "tuner" and "MILLRACE_TUNER_JUDGE_BASE_URL" not in environ:
+            defaults |= self._judge()
         addresses = {
             f"{prefix}GRPC_ADDRESS": self.address(f"{stage}.grpc"),
             f"{prefix}HTTP_ADDRESS": self.address(f"{stage}.http"),
@@ -133,6 +136,14 @@ class Layout:
         if stage == "gateway":
             return {f"{prefix}OPERATOR_KEY_PATH": str(self.home.operator_key_file)}
         return {}
+
+    def _judge(self) -> dict[str, str]:
+        """Whom graders that ask a model ask: this mesh itself, for its operator's tenant."""
+        return {
+            "MILLRACE_TUNER_JUDGE_BASE_URL": f"{self.gateway_url}/v1",
+            "MILLRACE_TUNER_JUDGE_API_KEY_PATH": str(self.home.operator_key_file),
+            "MILLRACE_TUNER_JUDGE_TENANT": "default",
+        }
 
 
 def layout_from_environ() -> Layout:

@@ -1,7 +1,7 @@
 """The gateway: Millrace's public API.
 
 Answers OpenAI-shaped REST and server-sent events, and gRPC; authenticates, admits, routes to
-Triton and streams. It owns API keys and batches; everything else is asked of the
+Triton and streams. It owns API keys, batches and webhooks; everything else is asked of the
 services.
 """
 
@@ -16,6 +16,7 @@ from millrace_gateway.replicas import Replicas
 from millrace_gateway.serving import serve, stop_on_signals
 from millrace_gateway.settings import GatewaySettings
 from millrace_gateway.store import OUTBOX, KeyTable
+from millrace_gateway.webhooks.service import WebhookService
 from millrace_runtime import garbage, hosting, owner, telemetry
 from millrace_runtime.database import Database, migrate, open_database
 from millrace_runtime.outbox import Outbox
@@ -54,7 +55,9 @@ async def _run(settings: GatewaySettings, database: Database) -> None:
     stop_on_signals(stop)
     key_ring = KeyRing(table.find_live)
     replicas = Replicas(database, owner.this_process())
-    await serve(settings, keys, key_ring, relay, batches, replicas, database.is_alive, stop)
+    webhooks = await asyncio.to_thread(WebhookService, settings, database)
+    alive = database.is_alive
+    await serve(settings, keys, key_ring, relay, batches, webhooks, replicas, alive, stop)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ whoever follows. What is not answered by the end of the drain is, with an error.
 
 import asyncio
 import logging
+import re
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,8 @@ LOG = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset(("/livez", "/readyz", "/metrics", "/openapi.json", "/docs"))
 _UPLOAD_PATH = "/v1/files"
+_PART_PATH = re.compile(r"/v1/uploads/[^/]+/parts")
+_PART_BYTES = 64 * 2**20
 # Whose answers say what the key has left.
 _GENERATION_PATHS = frozenset(
     ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
@@ -114,9 +117,11 @@ class Edge:
 
     def _bounded(self, scope: Scope, receive: Receive) -> Receive:
         """``receive``, refusing more than the limit: what is sent counts, not what is said."""
-        is_upload = scope["method"] == "POST" and scope["path"] == _UPLOAD_PATH
-        # A form is a little larger than the file in it.
-        limit = self._limits.body_bytes + (self._limits.file_bytes if is_upload else 0)
+        limit = self._limits.body_bytes
+        if scope["method"] == "POST" and scope["path"] == _UPLOAD_PATH:
+            limit += self._limits.file_bytes  # a form is a little larger than the file in it
+        elif scope["method"] == "POST" and _PART_PATH.fullmatch(scope["path"]):
+            limit += min(_PART_BYTES, self._limits.file_bytes)
         received = 0
 
         async def bounded() -> Message:

@@ -1,4 +1,5 @@
-"""What the gateway does about facts: nothing. It shows them to their tenant (``history.py``)."""
+"""What the gateway does about facts: nothing. It tells them to their tenant, who may read them
+(``history.py``) or have them posted (``webhooks/``, which takes every kind there is)."""
 
 from collections.abc import Sequence
 

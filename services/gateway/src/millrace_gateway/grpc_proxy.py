@@ -21,6 +21,7 @@ from grpc_status import rpc_status
 
 from millrace.compressor.v1 import service_pb2 as compressor_pb2
 from millrace.data.v1 import service_pb2 as data_pb2
+from millrace.data.v1 import uploads_pb2
 from millrace.gateway.v1 import service_pb2 as gateway_pb2
 from millrace.registry.v1 import service_pb2 as registry_pb2
 from millrace.trainer.v1 import service_pb2 as trainer_pb2
@@ -36,17 +37,18 @@ from millrace_runtime.rich_status import to_status
 
 LOG = logging.getLogger(__name__)
 
-_MODULES = {
-    "data": data_pb2,
-    "trainer": trainer_pb2,
-    "tuner": tuner_pb2,
-    "compressor": compressor_pb2,
-    "registry": registry_pb2,
-}
+_MODULES = (
+    ("data", data_pb2),
+    ("data", uploads_pb2),
+    ("trainer", trainer_pb2),
+    ("tuner", tuner_pb2),
+    ("compressor", compressor_pb2),
+    ("registry", registry_pb2),
+)
 _INTERNAL = frozenset(("WatchRoutes", "ReportAnswers", "HoldVersion", "MatchDeployments"))
 _KEY_SERVICE = "millrace.gateway.v1.KeyService"
 # Fields for people, which may say anything.
-_FREE_TEXT = frozenset(("display_name", "filename", "reason", "suffix", "metadata[]"))
+_FREE_TEXT = frozenset(("display_name", "filename", "mime_type", "reason", "suffix", "metadata[]"))
 
 Answer = Callable[[Principal, Any], Awaitable[Message]]
 
@@ -182,7 +184,7 @@ def require_own(message: Message, tenant: str) -> None:
 def _public_methods() -> list[_Method]:
     return [
         _described(stage, descriptor)
-        for stage, module in _MODULES.items()
+        for stage, module in _MODULES
         for service in module.DESCRIPTOR.services_by_name.values()
         for descriptor in service.methods
         if descriptor.name not in _INTERNAL

@@ -25,6 +25,8 @@ from millrace_gateway.rest import (
     events,
     files,
     fine_tuning,
+    fine_tuning_events,
+    graders,
     inference,
     keys,
     models,
@@ -32,6 +34,8 @@ from millrace_gateway.rest import (
     rollouts,
     tokenize,
     training,
+    uploads,
+    webhooks,
 )
 from millrace_gateway.rest.caller import Gateway
 from millrace_gateway.rest.flat_errors import FlatErrors
@@ -46,8 +50,11 @@ _NOUNS = (
     tokenize,
     models,
     files,
+    uploads,
     batches,
+    fine_tuning_events,
     fine_tuning,
+    graders,
     datasets,
     training,
     compressions,
@@ -55,6 +62,7 @@ _NOUNS = (
     rollouts,
     events,
     dead_letters,
+    webhooks,
     keys,
     inference,
 )

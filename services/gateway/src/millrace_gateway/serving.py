@@ -45,12 +45,14 @@ from millrace_gateway.route import RouteTable
 from millrace_gateway.settings import GatewaySettings
 from millrace_gateway.tokenizer import Tokenizers
 from millrace_gateway.triton_engine import TritonEngine
+from millrace_gateway.webhooks.service import WebhookService
 from millrace_gateway.wishes import Wishes
 from millrace_runtime import bus
 from millrace_runtime.content import ContentStore
 from millrace_runtime.errors import MillraceError, Unavailable
 from millrace_runtime.hosting import NATS_CONNECTED, inherited
 from millrace_runtime.relay import Relay
+from millrace_runtime.settings import secret
 
 LOG = logging.getLogger(__name__)
 
@@ -71,17 +73,14 @@ async def serve(
     key_ring: KeyRing,
     relay: Relay,
     batch_store: BatchStore,
+    webhooks: WebhookService,
     replicas: Replicas,
     is_ready: Callable[[], bool],
     stop: asyncio.Event,
 ) -> None:
     """Run until ``stop`` is set."""
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "to-thread"))
-    token = settings.internal_token.get_secret_value() if settings.internal_token else None
-    channels = {
-        stage: upstream.open_channel(getattr(settings, f"{stage}_address"), token)
-        for stage in upstream.STAGES
-    }
+    channels = _channels(settings)
     services = upstream.stubs(channels)
     routes = RouteTable()
     engine = TritonEngine(settings.generation_seconds, settings.engine_silence_seconds)
@@ -105,13 +104,14 @@ async def serve(
         history=history,
         letters=letters,
         batches=batches.app,
+        webhooks=webhooks.app,
         is_ready=is_ready,
-        measure=batches.measured(relay.measure),
+        measure=webhooks.measured(batches.measured(relay.measure)),
         maximum_body_bytes=settings.maximum_body_bytes,
         maximum_file_bytes=settings.maximum_file_bytes,
     )
     background = [
-        asyncio.create_task(_run_bus(settings, relay, history, letters)),
+        asyncio.create_task(_run_bus(settings, relay, webhooks, history, letters)),
         asyncio.create_task(watch_routes(services, routes)),
         asyncio.create_task(report_answers(services, generator.answers)),
         asyncio.create_task(tell_wishes(services, routes.wishes)),
@@ -120,6 +120,7 @@ async def serve(
     handlers = create_handlers(gateway)
     until_drained = (
         batches.run(gateway, handlers),
+        webhooks.run(gateway.draining),
         replicas.run(gateway.draining, entrance, limiter),
     )
     background += [asyncio.create_task(work) for work in until_drained]
@@ -143,6 +144,14 @@ async def serve(
         task.cancel()
     await asyncio.gather(*background, return_exceptions=True)
     await _close(engine, tensors, channels)
+
+
+def _channels(settings: GatewaySettings) -> Mapping[str, grpc.aio.Channel]:
+    token = secret(settings.internal_token)
+    return {
+        stage: upstream.open_channel(getattr(settings, f"{stage}_address"), token)
+        for stage in upstream.STAGES
+    }
 
 
 def _entrance(settings: GatewaySettings) -> Entrance:
@@ -227,14 +236,18 @@ async def tell_wishes(services: upstream.Upstream, wishes: Wishes) -> None:
 
 
 async def _run_bus(
-    settings: GatewaySettings, relay: Relay, history: History, letters: Letters
+    settings: GatewaySettings,
+    relay: Relay,
+    webhooks: WebhookService,
+    history: History,
+    letters: Letters,
 ) -> None:
     client = await bus.connect_patiently(settings.nats_url, "gateway")
     NATS_CONNECTED.set_function(lambda: 1.0 if client.is_connected else 0.0)
     letters.attach(client)
     history.attach(client)
     try:
-        await relay.run(client)
+        await asyncio.gather(relay.run(client), webhooks.consume(client))
     finally:
         await client.close()
 

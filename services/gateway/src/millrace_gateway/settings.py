@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, IPvAnyNetwork, NonNegativeFloat, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from millrace_gateway.admission import Capacity
@@ -114,6 +114,37 @@ class GatewaySettings(ServiceSettings):
     )
     batch_retention_days: float = Field(
         30.0, gt=0, le=36_500, description="days after its end for which a batch is listed"
+    )
+    webhook_allow_http: bool = Field(
+        False, description="let webhooks be posted to http:// too, where anybody on the way reads"
+    )
+    webhook_allowed_networks: tuple[IPvAnyNetwork, ...] = Field(
+        (),
+        description='networks that webhooks reach though they are not public: ["10.1.0.0/16"]',
+    )
+    webhook_key: SecretStr | None = Field(
+        None,
+        min_length=32,
+        description="what webhooks' signing secrets are made with, the same in all gateways; "
+        "unset: what webhook_key_path holds",
+    )
+    webhook_key_path: Path | None = Field(
+        None,
+        description="where that key lies, made at first start (mode 0600); unset: webhook-key "
+        "beside operator_key_path",
+    )
+    webhook_concurrency: int = Field(
+        16, ge=1, description="webhooks that one gateway posts at the same time"
+    )
+    webhook_timeout_seconds: float = Field(
+        15.0, gt=0, le=300, description="longest that one attempt to post a webhook may take"
+    )
+    webhook_retry_seconds: tuple[NonNegativeFloat, ...] = Field(
+        (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400),
+        description="how long to wait after each attempt to post a webhook but the last",
+    )
+    webhook_retention_days: float = Field(
+        30.0, gt=0, le=36_500, description="days for which what was posted is listed"
     )
     event_heartbeat_seconds: float = Field(
         15.0, gt=0, description="silence on an event stream after which a comment is sent"

@@ -21,6 +21,7 @@ from sqlalchemy.exc import OperationalError
 from millrace_gateway import convert
 from millrace_gateway.batches.schema import batches_table, lines_table
 from millrace_gateway.domain import Key, KeyLimits, Priority, Role
+from millrace_gateway.webhooks.schema import attempts_table, deliveries_table, endpoints_table
 from millrace_runtime.database import Database, UtcDateTime
 from millrace_runtime.errors import Unavailable
 from millrace_runtime.outbox import Outbox, outbox_table
@@ -45,6 +46,9 @@ KEYS = Table(
 OUTBOX = outbox_table(METADATA)
 BATCHES = batches_table(METADATA)
 BATCH_LINES = lines_table(METADATA)
+WEBHOOK_ENDPOINTS = endpoints_table(METADATA)
+WEBHOOK_DELIVERIES = deliveries_table(METADATA)
+WEBHOOK_ATTEMPTS = attempts_table(METADATA)
 GATEWAYS = Table(
     "gateways",
     METADATA,

@@ -19,8 +19,10 @@ from opentelemetry.instrumentation.grpc import aio_client_interceptors
 
 from millrace.compressor.v1.service_pb2_grpc import CompressorServiceStub
 from millrace.data.v1.service_pb2_grpc import DataServiceStub
+from millrace.data.v1.uploads_pb2_grpc import UploadServiceStub
 from millrace.registry.v1.service_pb2_grpc import RegistryServiceStub
 from millrace.trainer.v1.service_pb2_grpc import TrainerServiceStub
+from millrace.tuner.v1.graders_pb2_grpc import GraderServiceStub
 from millrace.tuner.v1.service_pb2_grpc import TunerServiceStub
 from millrace_runtime import channel
 from millrace_runtime.errors import InvalidArgument, MillraceError, Unauthenticated, Unavailable
@@ -30,13 +32,17 @@ from millrace_runtime.rich_status import from_rpc_error
 if TYPE_CHECKING:
     from millrace.compressor.v1.service_pb2_grpc import CompressorServiceAsyncStub
     from millrace.data.v1.service_pb2_grpc import DataServiceAsyncStub
+    from millrace.data.v1.uploads_pb2_grpc import UploadServiceAsyncStub
     from millrace.registry.v1.service_pb2_grpc import RegistryServiceAsyncStub
     from millrace.trainer.v1.service_pb2_grpc import TrainerServiceAsyncStub
+    from millrace.tuner.v1.graders_pb2_grpc import GraderServiceAsyncStub
     from millrace.tuner.v1.service_pb2_grpc import TunerServiceAsyncStub
 
 STAGES = ("data", "trainer", "tuner", "compressor", "registry")
 DEADLINE_SECONDS = 10.0
 TRANSFER_DEADLINE_SECONDS = 600.0
+# Reads and writes all of a file before it answers.
+_COMPLETE_UPLOAD = "/millrace.data.v1.UploadService/CompleteUpload"
 _OPTIONS: Sequence[tuple[str, Any]] = (
     *channel.OPTIONS,
     ("grpc.max_receive_message_length", 16 * 2**20),
@@ -47,11 +53,13 @@ _Response = TypeVar("_Response")
 
 @dataclass(frozen=True)
 class Upstream:
-    """A stub for each service."""
+    """A stub for each service; data and the tuner have two."""
 
     data: "DataServiceAsyncStub"
+    uploads: "UploadServiceAsyncStub"
     trainer: "TrainerServiceAsyncStub"
     tuner: "TunerServiceAsyncStub"
+    graders: "GraderServiceAsyncStub"
     compressor: "CompressorServiceAsyncStub"
     registry: "RegistryServiceAsyncStub"
 
@@ -60,8 +68,10 @@ def stubs(channels: Mapping[str, grpc.aio.Channel]) -> Upstream:
     """Stubs over one channel a stage."""
     return Upstream(
         data=DataServiceStub(channels["data"]),
+        uploads=UploadServiceStub(channels["data"]),
         trainer=TrainerServiceStub(channels["trainer"]),
         tuner=TunerServiceStub(channels["tuner"]),
+        graders=GraderServiceStub(channels["tuner"]),
         compressor=CompressorServiceStub(channels["compressor"]),
         registry=RegistryServiceStub(channels["registry"]),
     )
@@ -193,7 +203,9 @@ class _Token:
 # grpc.aio files an interceptor under the first kind that it is an instance of: one class each.
 class _UnaryUnary(_Token, grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]
     async def intercept_unary_unary(self, proceed: Any, details: Any, request: Any) -> Any:
-        return await proceed(_completed(details, self._token, DEADLINE_SECONDS), request)
+        is_long = details.method in (_COMPLETE_UPLOAD, _COMPLETE_UPLOAD.encode())
+        deadline = TRANSFER_DEADLINE_SECONDS if is_long else DEADLINE_SECONDS
+        return await proceed(_completed(details, self._token, deadline), request)
 
 
 class _UnaryStream(_Token, grpc.aio.UnaryStreamClientInterceptor):  # type: ignore[type-arg]

@@ -17,6 +17,7 @@ from millrace_gateway.inference import Inference
 from millrace_gateway.letters import Letters
 from millrace_gateway.tokenizer import Tokenizers
 from millrace_gateway.upstream import Upstream
+from millrace_gateway.webhooks.app import Webhooks
 from millrace_runtime import names
 from millrace_runtime.errors import NotFound
 
@@ -52,6 +53,7 @@ class Gateway:
     history: Replay
     letters: Letters
     batches: Batches
+    webhooks: Webhooks
     is_ready: Callable[[], bool]
     measure: Callable[[], None]
     maximum_body_bytes: int

@@ -5,8 +5,10 @@ Reference: https://platform.openai.com/docs/api-reference/fine-tuning
 
 from typing import Annotated, Any, Literal
 
+from fastapi import Request
 from pydantic import BaseModel, Field
 
+from millrace.lifecycle.v1 import lifecycle_pb2
 from millrace.tuner.v1 import service_pb2 as pb
 from millrace_gateway import upstream
 from millrace_gateway.rest.caller import Caller, CallerOf
@@ -23,7 +25,6 @@ from millrace_gateway.rest.shapes import (
     STATUS_OF_STATE,
     Failure,
     Id,
-    Number,
     Progress,
     RequestBody,
     Seed,
@@ -33,52 +34,17 @@ from millrace_gateway.rest.shapes import (
     seconds,
     seconds_or_none,
 )
+from millrace_gateway.rest.tuning_methods import (
+    Hyperparameters,
+    Method,
+    Supervised,
+    method_message,
+    method_object,
+    request_fields,
+)
 from millrace_runtime.errors import InvalidArgument
 
 ROUTER = router("fine-tuning", "/v1/fine_tuning/jobs")
-
-_FIELDS = {
-    "base_model": "model",
-    "supervised.epochs": "method.supervised.hyperparameters.n_epochs",
-    "supervised.batch_size": "method.supervised.hyperparameters.batch_size",
-    "supervised.learning_rate_multiplier": (
-        "method.supervised.hyperparameters.learning_rate_multiplier"
-    ),
-    "supervised.lora.rank": "method.supervised.lora.rank",
-    "supervised.lora.alpha": "method.supervised.lora.alpha",
-    "supervised.lora.dropout": "method.supervised.lora.dropout",
-}
-
-Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
-Auto = Literal["auto"]
-
-
-class Hyperparameters(RequestBody):
-    """``auto`` leaves the choice to the tuner."""
-
-    n_epochs: Auto | Count = "auto"
-    batch_size: Auto | Count = "auto"
-    learning_rate_multiplier: Auto | Annotated[Number, Field(gt=0)] = "auto"
-
-
-class Lora(RequestBody):
-    """Low-rank adapter (Hu et al. 2021); beyond the OpenAI API."""
-
-    rank: Annotated[int, Field(ge=1, le=1024)] | None = None
-    alpha: Annotated[Number, Field(gt=0)] | None = None
-    dropout: Annotated[Number, Field(ge=0, lt=1)] | None = None
-
-
-class Supervised(RequestBody):
-    hyperparameters: Hyperparameters = Hyperparameters()
-    lora: Lora | None = None
-
-
-class Method(RequestBody):
-    """How to tune. Only supervised fine-tuning is supported yet."""
-
-    type: Literal["supervised"]
-    supervised: Supervised = Supervised()
 
 
 class CreateJob(RequestBody):
@@ -98,7 +64,9 @@ class CreateJob(RequestBody):
 
 
 class Job(BaseModel):
-    """A fine-tuning job. ``base_version``, ``progress`` are beyond the OpenAI API."""
+    """A fine-tuning job. ``base_version``, ``progress`` are beyond the OpenAI API; so is what
+    ``method`` says of methods that it does not have. ``hyperparameters`` are those of a
+    supervised job only, as there."""
 
     id: str
     object: Literal["fine_tuning.job"] = "fine_tuning.job"
@@ -113,8 +81,8 @@ class Job(BaseModel):
     validation_file: str | None
     result_files: list[str]
     trained_tokens: int | None
-    hyperparameters: Hyperparameters
-    method: Method
+    hyperparameters: dict[str, Any] | None
+    method: dict[str, Any]
     seed: int
     error: Failure | None
     estimated_finish: int | None = None
@@ -123,20 +91,15 @@ class Job(BaseModel):
     progress: Progress | None
 
 
-class JobEvent(BaseModel):
-    id: str
-    object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
-    created_at: int
-    level: str
-    message: str
-    type: str
-    data: dict[str, float] | None
-
-
 class CheckpointMetrics(BaseModel):
+    """The names are the OpenAI API's; ``measurements`` are all that the method takes."""
+
     step: int
     train_loss: float
     valid_loss: float | None
+    full_valid_loss: float | None
+    full_valid_mean_token_accuracy: float | None
+    measurements: dict[str, float]
 
 
 class JobCheckpoint(BaseModel):
@@ -156,6 +119,7 @@ class JobCheckpoint(BaseModel):
 @ROUTER.post("", response_model=Job)
 async def create_job(body: CreateJob, caller: CallerOf) -> Job:
     """Start a fine-tuning job. Its checkpoints are compressed and served by themselves."""
+    method = _method(body)
     request = pb.CreateJobRequest(
         parent=caller.parent,
         base_model=body.model,
@@ -163,18 +127,26 @@ async def create_job(body: CreateJob, caller: CallerOf) -> Job:
         validation_file=_file_name(caller, body.validation_file),
         suffix=body.suffix or "",
         seed=body.seed or 0,
-        supervised=_supervised(body),
+        method=method_message(method),
         metadata=body.metadata or {},
         request_id=caller.request_id,
     )
-    response = await upstream.call(caller.upstream.tuner.CreateJob, request, _FIELDS)
+    fields = request_fields(method.type)
+    response = await upstream.call(caller.upstream.tuner.CreateJob, request, fields)
     return job_object(caller, response.job)
 
 
 @ROUTER.get("", response_model=ListObject[Job])
-async def list_jobs(caller: CallerOf, after: After = None, limit: Limit = 20) -> dict[str, Any]:
+async def list_jobs(
+    query: Request, caller: CallerOf, after: After = None, limit: Limit = 20
+) -> dict[str, Any]:
+    """Newest first: all, those with `metadata[key]=value`, or without any (`metadata=null`)."""
     request = pb.ListJobsRequest(
-        parent=caller.parent, page_size=page_size(limit), page_token=token_after(after)
+        parent=caller.parent,
+        page_size=page_size(limit),
+        page_token=token_after(after),
+        metadata=_wanted_metadata(query),
+        without_metadata=query.query_params.get("metadata") == "null",
     )
     response = await upstream.call(caller.upstream.tuner.ListJobs, request)
     items = [job_object(caller, job) for job in response.jobs]
@@ -211,20 +183,6 @@ async def resume_job(job_id: str, caller: CallerOf) -> Job:
     return job_object(caller, response.job)
 
 
-@ROUTER.get("/{job_id}/events", response_model=ListObject[JobEvent])
-async def list_job_events(
-    job_id: str, caller: CallerOf, after: After = None, limit: Limit = 20
-) -> dict[str, Any]:
-    """What happened to the job, newest first."""
-    request = pb.ListJobEventsRequest(
-        parent=_job_name(caller, job_id),
-        page_size=page_size(limit),
-        page_token=token_after(after),
-    )
-    response = await upstream.call(caller.upstream.tuner.ListJobEvents, request)
-    return page_of([_event(event) for event in response.events], bool(response.next_page_token))
-
-
 @ROUTER.get("/{job_id}/checkpoints", response_model=ListObject[JobCheckpoint])
 async def list_job_checkpoints(
     job_id: str, caller: CallerOf, after: After = None, limit: Limit = 10
@@ -241,12 +199,9 @@ async def list_job_checkpoints(
 
 
 def job_object(caller: Caller, job: pb.Job) -> Job:
-    status = STATUS_OF_STATE[job.state]
-    hyperparameters = Hyperparameters(
-        n_epochs=job.supervised.epochs or "auto",
-        batch_size=job.supervised.batch_size or "auto",
-        learning_rate_multiplier=job.supervised.learning_rate_multiplier or "auto",
-    )
+    status = _status(job)
+    method = method_object(job.method)
+    supervised = method.get("supervised", {})
     return Job(
         id=identifier(job.name) or "",
         created_at=seconds(job.create_time),
@@ -260,32 +215,21 @@ def job_object(caller: Caller, job: pb.Job) -> Job:
         validation_file=identifier(job.validation_file),
         result_files=[job.result_file.rsplit("/", 1)[-1]] if job.result_file else [],
         trained_tokens=job.trained_tokens or None,
-        hyperparameters=hyperparameters,
-        method=Method(
-            type="supervised",
-            supervised=Supervised(hyperparameters=hyperparameters, lora=_lora(job.supervised)),
-        ),
+        hyperparameters=supervised.get("hyperparameters"),
+        method=method,
         seed=job.seed,
-        error=failure(job.failure),
+        error=_error(job.failure),
+        estimated_finish=seconds_or_none(job, "estimated_finish_time"),
         metadata=dict(job.metadata) or None,
         progress=progress(job.progress),
-    )
-
-
-def _event(event: pb.JobEvent) -> JobEvent:
-    return JobEvent(
-        id=event.id,
-        created_at=seconds(event.create_time),
-        level=event.level,
-        message=event.message,
-        type=event.type,
-        data=dict(event.metrics) or None,
     )
 
 
 def _checkpoint(job_id: str, checkpoint: pb.Checkpoint) -> JobCheckpoint:
     # The final checkpoint is the model itself; an earlier one is named as OpenAI does.
     step = "" if checkpoint.final else f":ckpt-step-{checkpoint.step}"
+    loss = checkpoint.valid_loss if checkpoint.HasField("valid_loss") else None
+    measured = dict(checkpoint.metrics)
     return JobCheckpoint(
         id=identifier(checkpoint.name) or "",
         created_at=seconds(checkpoint.create_time),
@@ -295,35 +239,47 @@ def _checkpoint(job_id: str, checkpoint: pb.Checkpoint) -> JobCheckpoint:
         metrics=CheckpointMetrics(
             step=checkpoint.step,
             train_loss=checkpoint.train_loss,
-            valid_loss=checkpoint.valid_loss if checkpoint.HasField("valid_loss") else None,
+            valid_loss=loss,
+            full_valid_loss=loss,
+            full_valid_mean_token_accuracy=measured.get("valid_mean_token_accuracy"),
+            measurements=measured,
         ),
         digest=checkpoint.content.digest,
         final=checkpoint.final,
     )
 
 
-def _supervised(body: CreateJob) -> pb.SupervisedMethod:
+def _method(body: CreateJob) -> Method:
     if body.method is not None and body.hyperparameters is not None:
         raise InvalidArgument(
             "give the hyperparameters within 'method' alone, not also by themselves",
             field="hyperparameters",
         )
-    method = body.method or Method(type="supervised")
-    chosen = body.hyperparameters or method.supervised.hyperparameters
-    auto = {key: 0 if value == "auto" else value for key, value in chosen.model_dump().items()}
-    lora = method.supervised.lora
-    return pb.SupervisedMethod(
-        epochs=auto["n_epochs"],
-        batch_size=auto["batch_size"],
-        learning_rate_multiplier=auto["learning_rate_multiplier"],
-        lora=pb.LoraAdapter(**lora.model_dump(exclude_none=True)) if lora else None,
-    )
+    if body.method is not None:
+        return body.method
+    supervised = Supervised(hyperparameters=body.hyperparameters or Hyperparameters())
+    return Method(type="supervised", supervised=supervised)
 
 
-def _lora(method: pb.SupervisedMethod) -> Lora | None:
-    if not method.HasField("lora") or not method.lora.rank:
+def _status(job: pb.Job) -> str:
+    if job.state == lifecycle_pb2.WORK_STATE_QUEUED and not job.HasField("validate_time"):
+        return "validating_files"
+    return STATUS_OF_STATE[job.state]
+
+
+def _error(message: lifecycle_pb2.Failure) -> Failure | None:
+    """The tuner says of which file it speaks."""
+    found = failure(message)
+    if found is None:
         return None
-    return Lora(rank=method.lora.rank, alpha=method.lora.alpha or None, dropout=method.lora.dropout)
+    files = {"training file": "training_file", "validation file": "validation_file"}
+    named = (field for words, field in files.items() if words in found.message)
+    return found.model_copy(update={"param": next(named, None)})
+
+
+def _wanted_metadata(query: Request) -> dict[str, str]:
+    given = query.query_params.items()
+    return {k[9:-1]: v for k, v in given if k.startswith("metadata[") and k.endswith("]")}
 
 
 def _job_name(caller: Caller, job_id: str) -> str:

@@ -1,0 +1,1 @@
+"""Webhooks: the lifecycle's facts, posted to a tenant's own endpoints."""
