@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import grpc
+
 from millrace_runtime import hosting, owner
 from millrace_runtime.bus import Consumer
 from millrace_runtime.channel import open_channel
@@ -11,16 +13,16 @@ from millrace_runtime.hosting import Service
 from millrace_runtime.outbox import Outbox
 from millrace_runtime.relay import Relay
 from millrace_runtime.settings import from_command_line
-from millrace_runtime.work import Worker
+from millrace_tuner import graders_api
 from millrace_tuner.api import SERVICE_NAME, TunerServicer
 from millrace_tuner.app import TunerApp
-from millrace_tuner.attempt import Attempt
 from millrace_tuner.events import FactRecorder, Listener
 from millrace_tuner.housekeeping import Housekeeping
 from millrace_tuner.neighbours import DataFiles, ServedModels
 from millrace_tuner.schema import OUTBOX
 from millrace_tuner.settings import TunerSettings
 from millrace_tuner.store import JobStore
+from millrace_tuner.workers import workers_of
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -42,31 +44,24 @@ def build(settings: TunerSettings) -> Service:
         open_channel(settings.registry_address, token),
         open_channel(settings.compressor_address, token),
     )
-    attempt = Attempt(
-        jobs,
-        files,
-        content,
-        scratch=settings.scratch_directory / "jobs",
-        threads=settings.threads,
-        mlflow_tracking_uri=settings.mlflow_tracking_uri,
-        ring=relay.ring,
-    )
-    numbers = range(settings.concurrency)
-    workers = [
-        Worker(f"tuner-{number}", jobs, attempt.perform, settings.lease_seconds)
-        for number in numbers
-    ]
+    attempt, workers = workers_of(settings, jobs, files, content, relay.ring)
     rings = [worker.ring for worker in workers]
     app = TunerApp(jobs, files, models, ring_relay=relay.ring, ring_workers=rings)
     housekeeping = Housekeeping(app, jobs, attempt.output_directory)
+    servicers = (TunerServicer(app), graders_api.servicer(settings))
+
+    def register(server: grpc.Server) -> None:
+        for servicer in servicers:
+            servicer.register(server)
+
     return Service(
         name="tuner",
         settings=settings,
         database=database,
         relay=relay,
         consumer=Consumer("tuner", Listener(app).subscriptions()),
-        rpc_services=(SERVICE_NAME,),
-        register=TunerServicer(app).register,
+        rpc_services=(SERVICE_NAME, graders_api.SERVICE_NAME),
+        register=register,
         workers=workers,
         reconcile=housekeeping.reconcile,
     )

@@ -39,7 +39,10 @@ class TunerServicer(service_pb2_grpc.TunerServiceServicer):
         self, request: pb.ListJobsRequest, context: grpc.ServicerContext
     ) -> pb.ListJobsResponse:
         found, token = self._app.page(
-            names.tenant_of(request.parent), request.page_size, request.page_token
+            names.tenant_of(request.parent),
+            request.page_size,
+            request.page_token,
+            convert.wanted_metadata(request),
         )
         jobs = [convert.job_to_proto(job) for job in found]
         return pb.ListJobsResponse(jobs=jobs, next_page_token=token)

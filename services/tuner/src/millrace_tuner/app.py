@@ -8,13 +8,12 @@ from typing import Protocol, TypeVar
 
 from millrace_runtime import names, paging, telemetry
 from millrace_runtime.errors import FailedPrecondition, InvalidArgument, NotFound
-from millrace_tuner import domain, hyperparameters, serving, steps
+from millrace_tuner import adapter_rules, domain, hyperparameters, serving, steps
 from millrace_tuner.domain import (
-    Adapter,
     BaseVersion,
     Checkpoint,
+    Companion,
     FileReference,
-    Hyperparameters,
     Job,
     Outcome,
     Plan,
@@ -23,6 +22,13 @@ from millrace_tuner.domain import (
     Step,
     WrongState,
     utc_now,
+)
+from millrace_tuner.methods import (
+    Adapter,
+    Distillation,
+    Hyperparameters,
+    Method,
+    ProximalPolicy,
 )
 from millrace_tuner.serving import Scene
 
@@ -41,7 +47,9 @@ class Jobs(Protocol):
     def made_by(self, tenant: str, request: RequestKey) -> Job | None: ...
     def add(self, job: Job, request: RequestKey) -> Job: ...
     def get(self, tenant: str, id: str) -> Job | None: ...
-    def page(self, tenant: str, before_id: str, count: int) -> list[Job]: ...
+    def page(
+        self, tenant: str, before_id: str, count: int, metadata: Mapping[str, str] | None
+    ) -> list[Job]: ...
     def awaiting_outcome(self) -> list[Job]: ...
     def change(self, tenant: str, id: str, step: Step) -> Job | None: ...
     def events(
@@ -49,6 +57,7 @@ class Jobs(Protocol):
     ) -> list[RecordedEvent]: ...
     def event_sequence(self, job: str, id: str) -> int | None: ...
     def checkpoint(self, tenant: str, job: str, id: str) -> Checkpoint | None: ...
+    def made_model(self, tenant: str, reference: str) -> Job | None: ...
     def final_checkpoint(self, job: str) -> Checkpoint | None: ...
     def checkpoints(
         self, tenant: str, job: str, before_id: str, count: int
@@ -70,8 +79,8 @@ class Files(Protocol):
 class Models(Protocol):
     """The registry and the compressor, as the tuner needs them (``neighbours.Models``)."""
 
-    def resolve(self, tenant: str, reference: str) -> BaseVersion:
-        """Raises NotFound."""
+    def resolve(self, tenant: str, reference: str, field: str) -> BaseVersion:
+        """Raises NotFound, and InvalidArgument naming ``field``."""
         ...
 
     def ids(self, tenant: str) -> Sequence[str]: ...
@@ -90,6 +99,7 @@ class Wish:
     validation_file: str = ""
     suffix: str = ""
     seed: int = 0
+    method: Method = hyperparameters.DEFAULT_METHOD
     hyperparameters: Hyperparameters = hyperparameters.AUTO
     adapter: Adapter | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -143,19 +153,26 @@ class TunerApp:
         return job
 
     def _plan(self, tenant: str, wish: Wish) -> Plan:
+        adapter_rules.require_meaningful(
+            wish.adapter, wish.hyperparameters.gradient_checkpointing
+        )
         training = self._file(tenant, wish.training_file, "training_file")
         validation = None
         if wish.validation_file:
             validation = self._file(tenant, wish.validation_file, "validation_file")
         return Plan(
             base_model=wish.base_model,
-            base=self._base(tenant, wish.base_model),
+            base=self._version(tenant, wish.base_model, "base_model"),
             training_file=training,
             validation_file=validation,
             suffix=wish.suffix,
             seed=wish.seed % (1 << _SEED_BITS),
-            hyperparameters=hyperparameters.resolve(training.example_count, wish.hyperparameters),
+            method=wish.method,
+            hyperparameters=hyperparameters.resolve(
+                wish.method, training.example_count, wish.hyperparameters
+            ),
             adapter=hyperparameters.resolve_adapter(wish.adapter),
+            companion=self._companion(tenant, wish.method),
         )
 
     def _file(self, tenant: str, name: str, field: str) -> FileReference:
@@ -167,9 +184,9 @@ class TunerApp:
             )
         return self._files.training_file(name, field)
 
-    def _base(self, tenant: str, reference: str) -> BaseVersion:
+    def _version(self, tenant: str, reference: str, field: str) -> BaseVersion:
         try:
-            return self._models.resolve(tenant, reference)
+            return self._models.resolve(tenant, reference, field)
         except NotFound:
             ids = self._models.ids(tenant)
             there = ", ".join(ids[:_SHOWN_MODELS]) or "no model yet"
@@ -177,8 +194,28 @@ class TunerApp:
             raise InvalidArgument(
                 f"there is no model {reference!r}; there is {there}{more}",
                 reason="MODEL_NOT_FOUND",
-                field="base_model",
+                field=field,
             ) from None
+
+    def _companion(self, tenant: str, method: Method) -> Companion | None:
+        if isinstance(method, Distillation):
+            base = self._version(tenant, method.teacher, "method.distillation.teacher")
+            return Companion(base.name, base.checkpoint)
+        if isinstance(method, ProximalPolicy):
+            return self._reward_model(tenant, method.reward_model)
+        return None
+
+    def _reward_model(self, tenant: str, reference: str) -> Companion:
+        job = self._jobs.made_model(tenant, reference)
+        final = None if job is None else self._jobs.final_checkpoint(job.id)
+        if job is None or final is None or job.plan.method.kind != "reward":
+            raise InvalidArgument(
+                f"there is no reward model {reference!r}; name a job of the method 'reward' that "
+                "has ended, or the model that it made",
+                reason="MODEL_NOT_FOUND",
+                field="method.ppo.reward_model",
+            )
+        return Companion(final.name, final.content)
 
     def get(self, tenant: str, id: str) -> Job:
         """
@@ -187,11 +224,20 @@ class TunerApp:
         """
         return _found(self._jobs.get(tenant, id), id)
 
-    def page(self, tenant: str, page_size: int, page_token: str) -> tuple[list[Job], str]:
-        """Jobs, newest first, and the token of the next page (empty: this is the last)."""
+    def page(
+        self,
+        tenant: str,
+        page_size: int,
+        page_token: str,
+        metadata: Mapping[str, str] | None = None,
+    ) -> tuple[list[Job], str]:
+        """Jobs, newest first, and the token of the next page (empty: this is the last).
+
+        Only those whose metadata hold ``metadata``; of an empty one, those that have none.
+        """
         count = paging.page_size(page_size)
         before = paging.decode_token(page_token)
-        return _page(self._jobs.page(tenant, before, count + 1), count)
+        return _page(self._jobs.page(tenant, before, count + 1, metadata), count)
 
     def cancel(self, tenant: str, id: str) -> Job:
         """

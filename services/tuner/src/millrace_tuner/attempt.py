@@ -13,22 +13,21 @@ from millrace_runtime import manifest, names, storage, telemetry, work
 from millrace_runtime.content import ContentOutsideRoot, ContentStore
 from millrace_runtime.leases import Lease
 from millrace_runtime.work import JobFailure, JobOutcome, JobResult
-from millrace_tuner import hyperparameters, result_file, steps
+from millrace_tuner import result_file, steps
 from millrace_tuner.app import Files
 from millrace_tuner.domain import (
     Change,
     Checkpoint,
     Content,
     Failure,
-    FileReference,
     Job,
     JobState,
     Progress,
     Step,
     utc_now,
 )
+from millrace_tuner.job_specification import MODULES, specification
 
-JOB_MODULE = "millrace_tuner.jobs.supervised"
 _FOLDER = "tuning"
 _PROGRESS_SECONDS = 0.5
 
@@ -135,48 +134,21 @@ class Attempt:
 
     def _run(self, lease: Lease, job: Job, stop: threading.Event) -> JobOutcome:
         try:
-            spec = self._specification(job)
+            spec = specification(
+                job,
+                self._content,
+                self.output_directory(job),
+                threads=self._threads,
+                mlflow_tracking_uri=self._mlflow_tracking_uri,
+            )
         except (manifest.ManifestError, ContentOutsideRoot, OSError) as error:
             return work.content_failure(error)
         hearing = Hearing(self, lease, job)
-        return self._run_job(JOB_MODULE, spec, self._scratch / job.id, hearing.hear, stop)
+        module = MODULES[job.plan.method.kind]
+        return self._run_job(module, spec, self._scratch / job.id, hearing.hear, stop)
 
     def output_directory(self, job: Job) -> Path:
         return self._content.working_path(f"{_FOLDER}/{job.tenant}/{job.id}")
-
-    def _specification(self, job: Job) -> dict[str, Any]:
-        """``jobs.specification.Spec``, every content of it verified."""
-        plan = job.plan
-        base = plan.base.checkpoint
-        return {
-            "job": job.id,
-            "model": job.tuned_model,
-            "base_version": f"{plan.base.model}@{plan.base.number}",
-            "base_checkpoint_path": str(self._content.directory(base.uri, base.digest)),
-            "base_checkpoint_digest": base.digest,
-            **self._file_fields("training_file", plan.training_file),
-            **self._file_fields("validation_file", plan.validation_file),
-            "output_directory": str(self.output_directory(job)),
-            "hyperparameters": {
-                "n_epochs": plan.hyperparameters.epochs,
-                "batch_size": plan.hyperparameters.batch_size,
-                "learning_rate": hyperparameters.learning_rate(plan.hyperparameters),
-            },
-            "adapter": {
-                "rank": plan.adapter.rank,
-                "alpha": plan.adapter.alpha,
-                "dropout": plan.adapter.dropout,
-            },
-            "seed": plan.seed,
-            "threads": self._threads,
-            "mlflow_tracking_uri": self._mlflow_tracking_uri,
-        }
-
-    def _file_fields(self, field: str, file: FileReference | None) -> dict[str, str]:
-        if file is None:
-            return {}
-        path = self._content.file(file.content.uri, file.content.digest)
-        return {f"{field}_path": str(path), f"{field}_sha256": file.content.digest}
 
     def record_checkpoint(self, lease: Lease, job: Job, message: dict[str, Any]) -> None:
         """Publish what the job has committed, then write it down with its fact."""
@@ -189,6 +161,7 @@ class Attempt:
             step=message["step"],
             train_loss=message["train_loss"],
             valid_loss=message["valid_loss"],
+            metrics=message["metrics"],
             trained_tokens=message["trained_tokens"],
             final=message["final"],
             content=Content(uri, message["digest"], message["size_bytes"]),

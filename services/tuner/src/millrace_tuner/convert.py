@@ -1,6 +1,9 @@
 """Proto messages to values of the domain and back; nothing else knows both."""
 
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from datetime import datetime
+from typing import Any, cast
 
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -10,11 +13,11 @@ from millrace.data.v1 import service_pb2 as data
 from millrace.lifecycle.v1 import lifecycle_pb2 as lifecycle
 from millrace.registry.v1 import service_pb2 as registry
 from millrace.tuner.v1 import events_pb2 as events
+from millrace.tuner.v1 import method_pb2 as method_pb
 from millrace.tuner.v1 import service_pb2 as pb
 from millrace_runtime import names
 from millrace_tuner.app import Wish
 from millrace_tuner.domain import (
-    Adapter,
     BaseVersion,
     Checkpoint,
     CheckpointFinished,
@@ -22,15 +25,33 @@ from millrace_tuner.domain import (
     Fact,
     Failure,
     FileReference,
-    Hyperparameters,
     Job,
     JobCancelled,
     JobFailed,
     JobStarted,
     JobState,
     JobSucceeded,
+    Plan,
     Progress,
     RecordedEvent,
+)
+from millrace_tuner.methods import (
+    Adapter,
+    AdapterKind,
+    Classification,
+    ContinuedPretraining,
+    DirectPreference,
+    Distillation,
+    Hyperparameters,
+    KahnemanTversky,
+    Method,
+    OddsRatio,
+    Precision,
+    ProximalPolicy,
+    Reinforcement,
+    RewardModel,
+    SequenceToSequence,
+    Supervised,
 )
 from millrace_tuner.serving import SeenCompression, SeenRollout, SeenVersion
 
@@ -38,6 +59,22 @@ JOB_NAME = "tenants/{tenant}/jobs/{job}"
 CHECKPOINT_NAME = "tenants/{tenant}/jobs/{job}/checkpoints/{checkpoint}"
 VERSION_NAME = "tenants/{tenant}/models/{model}/versions/{number}"
 
+_METHODS: dict[str, Callable[..., Method]] = {
+    each.kind: each
+    for each in (
+        Supervised,
+        DirectPreference,
+        KahnemanTversky,
+        OddsRatio,
+        RewardModel,
+        Reinforcement,
+        ProximalPolicy,
+        Distillation,
+        ContinuedPretraining,
+        Classification,
+        SequenceToSequence,
+    )
+}
 _STATES = {state: lifecycle.WorkState.Value(f"WORK_STATE_{state.value}") for state in JobState}
 
 
@@ -60,23 +97,73 @@ def is_own_checkpoint(name: str) -> bool:
 
 
 def wish_from_proto(request: pb.CreateJobRequest) -> Wish:
-    method = request.supervised
-    return Wish(
+    wish = Wish(
         base_model=request.base_model,
         training_file=request.training_file,
         validation_file=request.validation_file,
         suffix=request.suffix,
         seed=request.seed,
-        hyperparameters=Hyperparameters(
-            method.epochs, method.batch_size, method.learning_rate_multiplier
-        ),
-        adapter=_adapter(method.lora) if method.HasField("lora") else None,
         metadata=dict(request.metadata),
+    )
+    if not request.HasField("method"):
+        return wish
+    asked = request.method
+    return replace(
+        wish,
+        method=method_from_proto(asked),
+        hyperparameters=_hyperparameters(asked.hyperparameters),
+        adapter=_adapter(asked.adapter) if asked.HasField("adapter") else None,
     )
 
 
-def _adapter(lora: pb.LoraAdapter) -> Adapter:
-    return Adapter(lora.rank, lora.alpha, lora.dropout)
+def wanted_metadata(request: pb.ListJobsRequest) -> dict[str, str] | None:
+    """As ``app.TunerApp.page`` takes it."""
+    return dict(request.metadata) if request.metadata or request.without_metadata else None
+
+
+def method_from_proto(asked: method_pb.Method) -> Method:
+    """The kind that is set, with the defaults of ``methods`` for what is not."""
+    kind = asked.WhichOneof("kind")
+    assert kind is not None, "the protos' rules demand one"
+    given = getattr(asked, kind)
+    values = {field.name: value for field, value in given.ListFields()}
+    return _METHODS[kind](**values)
+
+
+def method_to_proto(method: Method) -> method_pb.Method:
+    values: dict[str, Any] = asdict(method)
+    message = method_pb.Method()
+    given = getattr(message, values.pop("kind"))
+    given.SetInParent()  # a kind without fields is set all the same
+    for name, value in values.items():
+        setattr(given, name, value)
+    return message
+
+
+def _hyperparameters(asked: method_pb.Hyperparameters) -> Hyperparameters:
+    return Hyperparameters(
+        epochs=asked.epochs,
+        batch_size=asked.batch_size,
+        learning_rate_multiplier=asked.learning_rate_multiplier,
+        maximum_sequence_tokens=asked.maximum_sequence_tokens,
+        early_stopping_patience=asked.early_stopping_patience,
+        gradient_checkpointing=asked.gradient_checkpointing,
+        precision=cast(Precision, asked.precision or "auto"),
+        zero_stage=asked.zero_stage,
+    )
+
+
+def _adapter(asked: method_pb.Adapter) -> Adapter:
+    return Adapter(
+        kind=cast(AdapterKind, asked.kind or "lora"),
+        rank=asked.rank,
+        alpha=asked.alpha,
+        dropout=asked.dropout,
+        target_modules=tuple(asked.target_modules),
+        full_modules=tuple(asked.full_modules),
+        virtual_tokens=asked.virtual_tokens,
+        quantized_base=asked.quantized_base,
+    )
 
 
 def job_to_proto(job: Job) -> pb.Job:
@@ -89,14 +176,7 @@ def job_to_proto(job: Job) -> pb.Job:
         validation_file=plan.validation_file.name if plan.validation_file else "",
         suffix=plan.suffix,
         seed=plan.seed,
-        supervised=pb.SupervisedMethod(
-            epochs=plan.hyperparameters.epochs,
-            batch_size=plan.hyperparameters.batch_size,
-            learning_rate_multiplier=plan.hyperparameters.learning_rate_multiplier,
-            lora=pb.LoraAdapter(
-                rank=plan.adapter.rank, alpha=plan.adapter.alpha, dropout=plan.adapter.dropout
-            ),
-        ),
+        method=_plan_method(plan),
         state=_STATES[job.state],
         progress=_progress_to_proto(job.progress),
         tuned_model=job.tuned_model,
@@ -105,11 +185,20 @@ def job_to_proto(job: Job) -> pb.Job:
         create_time=_timestamp(job.create_time),
         update_time=_timestamp(job.update_time),
         finish_time=_timestamp(job.finish_time),
+        validate_time=_timestamp(job.validate_time),
+        estimated_finish_time=_timestamp(job.estimated_finish_time),
         metadata=dict(job.metadata),
         traceparent=job.traceparent,
     )
     if job.failure is not None:
         message.failure.CopyFrom(_failure_to_proto(job.failure))
+    return message
+
+
+def _plan_method(plan: Plan) -> method_pb.Method:
+    message = method_to_proto(plan.method)
+    message.hyperparameters.MergeFrom(method_pb.Hyperparameters(**asdict(plan.hyperparameters)))
+    message.adapter.MergeFrom(method_pb.Adapter(**asdict(plan.adapter)))
     return message
 
 
@@ -125,6 +214,7 @@ def checkpoint_to_proto(checkpoint: Checkpoint) -> pb.Checkpoint:
         create_time=_timestamp(checkpoint.create_time),
         base_checkpoint_digest=checkpoint.base_checkpoint_digest,
         training_file_digest=checkpoint.training_file_digest,
+        metrics=dict(checkpoint.metrics),
     )
 
 
@@ -184,11 +274,13 @@ def file_from_proto(file: data.File) -> FileReference:
 
 def base_from_proto(version: registry.Version) -> BaseVersion:
     parts = names.parse(VERSION_NAME, version.name)
+    evaluation = version.checkpoint.evaluation
     return BaseVersion(
         name=version.name,
         model=parts["model"],
         number=version.number,
         checkpoint=_content(version.checkpoint.content),
+        evaluation=_content(evaluation) if evaluation.digest else None,
     )
 
 

@@ -5,8 +5,11 @@ WrongState   a step was asked for that the job's state does not allow
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+
+from millrace_tuner import methods
+from millrace_tuner.methods import Adapter, Hyperparameters, Method
 
 
 class WrongState(Exception):
@@ -47,35 +50,29 @@ class FileReference:
 
 @dataclass(frozen=True)
 class BaseVersion:
-    """The version that is tuned: ``tenants/{tenant}/models/{model}/versions/{number}``."""
+    """The version that is tuned: ``tenants/{tenant}/models/{model}/versions/{number}``.
+
+    ``evaluation`` is the directory of the held-out tokens that its checkpoint was judged by.
+    """
 
     name: str
     model: str
     number: int
     checkpoint: Content
+    evaluation: Content | None = None
 
 
 @dataclass(frozen=True)
-class Adapter:
-    """A low-rank adapter (Hu et al. 2021, arXiv:2106.09685): ``alpha / rank * B @ A``."""
+class Companion:
+    """Another model that a method needs: a teacher, a reward model."""
 
-    rank: int
-    alpha: float
-    dropout: float
-
-
-@dataclass(frozen=True)
-class Hyperparameters:
-    """How training goes, every "auto" resolved."""
-
-    epochs: int
-    batch_size: int
-    learning_rate_multiplier: float
+    name: str
+    checkpoint: Content
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a job is to do. Fixed when it is made."""
+    """What a job is to do, every "auto" resolved. Fixed when it is made."""
 
     base_model: str
     base: BaseVersion
@@ -83,8 +80,15 @@ class Plan:
     validation_file: FileReference | None
     suffix: str
     seed: int
+    method: Method
     hyperparameters: Hyperparameters
     adapter: Adapter
+    companion: Companion | None = None
+
+    @property
+    def is_served(self) -> bool:
+        """Whether what the job makes is compressed and rolled out."""
+        return methods.is_served(self.method, self.adapter)
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,7 @@ class Job:
     """One tuning of one model.
 
     Attributes:
+        validate_time: when its files were found to be what its method needs.
         trained_time: when training ended and the road to serving began.
         outcome: how that road ended; it may be known before ``trained_time`` is recorded.
         attempts: times in a row that training has ended in a way that was not its user's fault.
@@ -133,6 +138,7 @@ class Job:
     failure: Failure | None = None
     outcome: Outcome | None = None
     start_time: datetime | None = None
+    validate_time: datetime | None = None
     trained_time: datetime | None = None
     finish_time: datetime | None = None
     trained_tokens: int = 0
@@ -146,6 +152,14 @@ class Job:
         return f"tenants/{self.tenant}/jobs/{self.id}"
 
     @property
+    def estimated_finish_time(self) -> datetime | None:
+        """When training will have ended, as the job last estimated it."""
+        seconds = self.progress.metrics.get("remaining_seconds")
+        if self.state != JobState.RUNNING or seconds is None or self.trained_time is not None:
+            return None
+        return self.update_time + timedelta(seconds=seconds)
+
+    @property
     def is_training(self) -> bool:
         """Whether there is training left to do, by a worker or once one comes."""
         return self.state in (JobState.QUEUED, JobState.RUNNING) and self.trained_time is None
@@ -153,7 +167,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a job had learned at one step. Immutable. ``valid_loss`` in nats a learned token."""
+    """What a job had learned at one step. Immutable.
+
+    Attributes:
+        valid_loss: in nats a learned token; None where the method measures no loss.
+        metrics: all that was measured on the held-out examples, by its name in the result file.
+    """
 
     tenant: str
     job: str
@@ -168,6 +187,7 @@ class Checkpoint:
     base_checkpoint_digest: str
     training_file_digest: str
     create_time: datetime
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -224,6 +244,8 @@ class JobCancelled:
 
 @dataclass(frozen=True)
 class CheckpointFinished:
+    """``checkpoint`` is one that is compressed and served."""
+
     job: Job
     checkpoint: Checkpoint
 

@@ -1,4 +1,4 @@
-"""What "auto" means. Pure: from the number of examples and what the user did say.
+"""What "auto" means. Pure: from the method, the number of examples and what the user did say.
 
 The rules are those that OpenAI documents for its fine-tuning API: epochs so that small sets are
 seen often enough (cookbook, "Data preparation and analysis for chat model fine-tuning"), a
@@ -6,7 +6,16 @@ batch of about 0.2 % of the examples up to 256 (fine-tuning guide), a multiplier
 have eight examples where that leaves ten steps an epoch: on CPUs smaller ones only cost time.
 """
 
-from millrace_tuner.domain import Adapter, Hyperparameters
+from dataclasses import replace
+
+from millrace_tuner.methods import (
+    FEWEST_FOR_KTO,
+    LOW_RANK,
+    Adapter,
+    Hyperparameters,
+    Method,
+    Supervised,
+)
 
 # Of a low-rank adapter, at multiplier 1. It is about ten times that of full fine-tuning, and
 # falls with the model's width (Schulman et al. 2025, "LoRA Without Regret"); this one suits
@@ -14,7 +23,14 @@ from millrace_tuner.domain import Adapter, Hyperparameters
 BASE_LEARNING_RATE = 2e-3
 
 AUTO = Hyperparameters(epochs=0, batch_size=0, learning_rate_multiplier=0.0)
-DEFAULT_ADAPTER = Adapter(rank=16, alpha=32.0, dropout=0.0)
+DEFAULT_ADAPTER = Adapter()
+DEFAULT_METHOD = Supervised()
+
+_FULL_TRAINING = 0.1
+_VECTORS = 5.0
+# Preferences and rewards move a model that can do its work already: the papers take a tenth of
+# the supervised rate or less.
+_SHARE_OF_METHOD = {"dpo": 0.1, "kto": 0.1, "orpo": 0.5, "reinforcement": 0.1, "ppo": 0.1}
 
 _TARGET_EPOCHS = 3
 _MAXIMUM_AUTO_EPOCHS = 25
@@ -24,13 +40,17 @@ _BATCH_FRACTION = 0.002
 _LARGEST_AUTO_BATCH = 256
 _USEFUL_BATCH = 8
 _FEWEST_STEPS = 10
+_ONE_EPOCH = frozenset(("dpo", "reinforcement", "ppo", "pretraining"))
 
 
-def resolve(example_count: int, asked: Hyperparameters) -> Hyperparameters:
-    """``asked`` with every 0 replaced by what fits ``example_count`` examples."""
-    return Hyperparameters(
-        epochs=asked.epochs or auto_epochs(example_count),
-        batch_size=asked.batch_size or auto_batch_size(example_count),
+def resolve(method: Method, example_count: int, asked: Hyperparameters) -> Hyperparameters:
+    """``asked`` with every 0 replaced by what fits the method and ``example_count`` examples."""
+    few = 1 if method.kind in _ONE_EPOCH else auto_epochs(example_count)
+    fewest = FEWEST_FOR_KTO if method.kind == "kto" else 1
+    return replace(
+        asked,
+        epochs=asked.epochs or few,
+        batch_size=asked.batch_size or max(auto_batch_size(example_count), fewest),
         learning_rate_multiplier=asked.learning_rate_multiplier or 1.0,
     )
 
@@ -57,8 +77,21 @@ def resolve_adapter(asked: Adapter | None) -> Adapter:
     if asked is None:
         return DEFAULT_ADAPTER
     rank = asked.rank or DEFAULT_ADAPTER.rank
-    return Adapter(rank, asked.alpha or 2.0 * rank, asked.dropout)
+    return replace(
+        asked,
+        rank=rank,
+        alpha=asked.alpha or 2.0 * rank,
+        virtual_tokens=asked.virtual_tokens or DEFAULT_ADAPTER.virtual_tokens,
+    )
 
 
-def learning_rate(hyperparameters: Hyperparameters) -> float:
-    return BASE_LEARNING_RATE * hyperparameters.learning_rate_multiplier
+def learning_rate(method: Method, adapter: Adapter, hyperparameters: Hyperparameters) -> float:
+    """The peak rate: the base rate by what is trained, by how, and by what the user says."""
+    if adapter.kind == "none":
+        part = _FULL_TRAINING
+    elif adapter.kind in LOW_RANK or adapter.kind == "bottleneck":
+        part = 1.0
+    else:
+        part = _VECTORS  # a few vectors must move further to say as much
+    share = _SHARE_OF_METHOD.get(method.kind, 1.0)
+    return BASE_LEARNING_RATE * part * share * hyperparameters.learning_rate_multiplier

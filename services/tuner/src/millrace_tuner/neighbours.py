@@ -81,7 +81,7 @@ class ServedModels:
         self._registry = registry_grpc.RegistryServiceStub(registry_channel)
         self._compressor = compressor_grpc.CompressorServiceStub(compressor_channel)
 
-    def resolve(self, tenant: str, reference: str) -> BaseVersion:
+    def resolve(self, tenant: str, reference: str, field: str) -> BaseVersion:
         """
         Raises:
             NotFound, Unavailable
@@ -94,7 +94,7 @@ class ServedModels:
                 f"{reference!r} was taken out of service ({version.state_reason}); tune another "
                 "version",
                 reason="MODEL_QUARANTINED",
-                field="base_model",
+                field=field,
             )
         return convert.base_from_proto(version)
 

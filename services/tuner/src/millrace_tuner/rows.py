@@ -3,16 +3,13 @@
 from dataclasses import asdict
 from typing import Any
 
+from pydantic import TypeAdapter
 from sqlalchemy import Row
 
 from millrace_tuner.domain import (
-    Adapter,
-    BaseVersion,
     Checkpoint,
     Content,
     Failure,
-    FileReference,
-    Hyperparameters,
     Job,
     JobEvent,
     JobState,
@@ -23,6 +20,7 @@ from millrace_tuner.domain import (
 )
 
 _SERVING = "SERVING"
+PLANS = TypeAdapter(Plan)
 
 
 def job_values(job: Job) -> dict[str, Any]:
@@ -30,7 +28,7 @@ def job_values(job: Job) -> dict[str, Any]:
     return {
         "id": job.id,
         "tenant": job.tenant,
-        "plan": asdict(job.plan),
+        "plan": PLANS.dump_python(job.plan, mode="json"),
         "tuned_model": job.tuned_model,
         "state": job.state,
         "progress": asdict(job.progress),
@@ -45,6 +43,7 @@ def job_values(job: Job) -> dict[str, Any]:
         "create_time": job.create_time,
         "update_time": job.update_time,
         "start_time": job.start_time,
+        "validate_time": job.validate_time,
         "trained_time": job.trained_time,
         "finish_time": job.finish_time,
     }
@@ -74,6 +73,7 @@ def job_of(row: Row[Any]) -> Job:
         failure=Failure(row.failure_reason, row.failure_message) if row.failure_reason else None,
         outcome=_outcome_of(row),
         start_time=row.start_time,
+        validate_time=row.validate_time,
         trained_time=row.trained_time,
         finish_time=row.finish_time,
         trained_tokens=row.trained_tokens,
@@ -93,23 +93,8 @@ def _outcome_of(row: Row[Any]) -> Outcome | None:
 
 
 def plan_of(document: dict[str, Any]) -> Plan:
-    """A plan as ``asdict`` wrote it."""
-    validation = document["validation_file"]
-    base = document["base"]
-    return Plan(
-        base_model=document["base_model"],
-        base=BaseVersion(**{**base, "checkpoint": Content(**base["checkpoint"])}),
-        training_file=_file_of(document["training_file"]),
-        validation_file=None if validation is None else _file_of(validation),
-        suffix=document["suffix"],
-        seed=document["seed"],
-        hyperparameters=Hyperparameters(**document["hyperparameters"]),
-        adapter=Adapter(**document["adapter"]),
-    )
-
-
-def _file_of(document: dict[str, Any]) -> FileReference:
-    return FileReference(**{**document, "content": Content(**document["content"])})
+    """A plan as it was written; one without a method is of the time when there was only one."""
+    return PLANS.validate_python({"method": {"kind": "supervised"}, **document})
 
 
 def checkpoint_values(checkpoint: Checkpoint) -> dict[str, Any]:

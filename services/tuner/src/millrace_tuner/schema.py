@@ -46,6 +46,7 @@ JOBS = Table(
     Column("create_time", UtcDateTime, nullable=False),
     Column("update_time", UtcDateTime, nullable=False),
     Column("start_time", UtcDateTime),
+    Column("validate_time", UtcDateTime),
     Column("trained_time", UtcDateTime),
     Column("finish_time", UtcDateTime),
     *lease_columns(),
@@ -70,6 +71,7 @@ CHECKPOINTS = Table(
     Column("size_bytes", BigInteger, nullable=False),
     Column("base_checkpoint_digest", String(80), nullable=False),
     Column("training_file_digest", String(80), nullable=False),
+    Column("metrics", JSON, nullable=False, server_default="{}"),
     Column("create_time", UtcDateTime, nullable=False),
     # A job reports a checkpoint again after a restart: it is the same one.
     UniqueConstraint("job", "digest"),

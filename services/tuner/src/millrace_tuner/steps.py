@@ -1,14 +1,17 @@
 """Every step that a tuning job may take, as a pure function from the job to a ``Change``.
 
-    QUEUED -> RUNNING (train, then rollout) -> SUCCEEDED | FAILED
+    QUEUED (until its files are validated, then until its turn)
+    -> RUNNING (train, then rollout) -> SUCCEEDED | FAILED
     QUEUED | RUNNING -> CANCELLED;  QUEUED | RUNNING in training -> PAUSED -> QUEUED
 
 The store applies a change in one transaction: the job as it is afterwards, the facts that
 follow, and what its user is told in the words of the OpenAI API.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 
 from millrace_tuner.domain import (
     FINISHED,
@@ -40,8 +43,24 @@ def created_events(job: Job) -> tuple[JobEvent, ...]:
     return (
         JobEvent(f"Created fine-tuning job: {job.id}", key="created"),
         JobEvent(f"Validating training file: {file_id}", key="validating"),
+    )
+
+
+def validated(job: Job, found: Mapping[str, Any], now: datetime) -> Change:
+    """The files hold what the method needs; ``found`` is what validation counted."""
+    _require(job, "validated", JobState.QUEUED)
+    ready = replace(job, validate_time=now, failure=None, attempts=0, update_time=now)
+    metrics = {name: float(value) for name, value in found.items()}
+    tokens, epochs = int(found["training_tokens"]), job.plan.hyperparameters.epochs
+    counted = (
+        f"{found['training_examples']:,} examples of {tokens:,} tokens, {epochs} epochs: "
+        f"{tokens * epochs:,} tokens to train on"
+    )
+    events = (
+        JobEvent(counted, key="counted", metrics=metrics),
         JobEvent("Files validated, moving job to queued state", key="queued"),
     )
+    return Change(ready, (), events)
 
 
 def start(job: Job, now: datetime) -> Change:
@@ -83,6 +102,7 @@ def checkpoint_event(checkpoint: Checkpoint) -> JobEvent:
     metrics = {"step": float(checkpoint.step), "train_loss": checkpoint.train_loss}
     if checkpoint.valid_loss is not None:
         metrics["valid_loss"] = checkpoint.valid_loss
+    metrics.update(checkpoint.metrics)
     return JobEvent(
         f"Checkpoint created at step {checkpoint.step}",
         key=f"checkpoint-{checkpoint.step}",
@@ -102,9 +122,20 @@ def end_training(job: Job, trained_tokens: int, result_file: str, now: datetime)
         progress=replace(job.progress, phase=ROLLOUT_PHASE, completed=0, total=1),
         update_time=now,
     )
-    told = JobEvent("Training finished; the model is compressed and rolled out", key="trained")
+    if not job.plan.is_served:
+        trained = replace(trained, outcome=Outcome())
+    told = JobEvent(_trained_message(job), key="trained")
     concluded = _conclude(trained, now)
     return replace(concluded, events=(told, *concluded.events))
+
+
+def _trained_message(job: Job) -> str:
+    if job.plan.is_served:
+        return "Training finished; the model is compressed and rolled out"
+    return (
+        "Training finished; the engines do not serve what this method makes, so its checkpoint "
+        "is the result"
+    )
 
 
 def settle(job: Job, outcome: Outcome, now: datetime) -> Change:

@@ -5,11 +5,23 @@ work was taken over, cancelled or paused. A tenant of ``-`` stands for every ten
 ``-`` for every job.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, Table, and_, func, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    Table,
+    and_,
+    func,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
@@ -102,13 +114,19 @@ class JobStore:
             row = connection.execute(_job(tenant, id)).first()
         return None if row is None else job_of(row)
 
-    def page(self, tenant: str, before_id: str, count: int) -> list[Job]:
-        """The newest ``count`` jobs older than ``before_id`` (empty: than anything)."""
-        query = _of_tenant(select(JOBS), JOBS, tenant).order_by(JOBS.c.id.desc()).limit(count)
+    def page(
+        self, tenant: str, before_id: str, count: int, metadata: Mapping[str, str] | None = None
+    ) -> list[Job]:
+        """The newest ``count`` jobs older than ``before_id`` (empty: than anything), of all or of
+        those whose metadata hold ``metadata`` (an empty one: that have none)."""
+        query = _of_tenant(select(JOBS), JOBS, tenant).order_by(JOBS.c.id.desc())
         if before_id:
             query = query.where(JOBS.c.id < before_id)
+        if metadata is None:
+            query = query.limit(count)
         with self._database.transaction() as connection:
-            return [job_of(row) for row in connection.execute(query)]
+            jobs = (job_of(row) for row in connection.execute(query))
+            return list(islice((job for job in jobs if _holds(job.metadata, metadata)), count))
 
     def awaiting_outcome(self) -> list[Job]:
         """Jobs whose training has ended and whose final checkpoint's fate is not known."""
@@ -223,7 +241,8 @@ class JobStore:
                 return checkpoint_of(row)
             connection.execute(CHECKPOINTS.insert().values(**checkpoint_values(checkpoint)))
             connection.execute(leases.fenced(JOBS, lease).values(attempts=0))  # it is progress
-            self._record(connection, CheckpointFinished(job, checkpoint))
+            if job.plan.is_served:
+                self._record(connection, CheckpointFinished(job, checkpoint))
             self._tell(connection, job, (checkpoint_event(checkpoint),))
         return checkpoint
 
@@ -241,6 +260,15 @@ class JobStore:
             row = connection.execute(query).first()
         return None if row is None else checkpoint_of(row)
 
+    def made_model(self, tenant: str, reference: str) -> Job | None:
+        """The job of that id, or the one that made the model of that id."""
+        query = select(JOBS).where(
+            JOBS.c.tenant == tenant, or_(JOBS.c.id == reference, JOBS.c.tuned_model == reference)
+        )
+        with self._database.transaction() as connection:
+            row = connection.execute(query).first()
+        return None if row is None else job_of(row)
+
     def checkpoints(self, tenant: str, job: str, before_id: str, count: int) -> list[Checkpoint]:
         """The newest ``count`` checkpoints older than ``before_id`` (empty: than anything)."""
         query = _of_tenant(select(CHECKPOINTS), CHECKPOINTS, tenant)
@@ -253,14 +281,26 @@ class JobStore:
             return [checkpoint_of(row) for row in connection.execute(query)]
 
     def claim(self) -> Lease | None:
-        trainable = and_(
-            JOBS.c.state.in_((JobState.QUEUED, JobState.RUNNING)), JOBS.c.trained_time.is_(None)
+        """A job to be trained."""
+        return self._claim(
+            and_(
+                JOBS.c.state.in_((JobState.QUEUED, JobState.RUNNING)),
+                JOBS.c.validate_time.is_not(None),
+                JOBS.c.trained_time.is_(None),
+            )
         )
+
+    def claim_unvalidated(self) -> Lease | None:
+        """A job whose files are to be validated."""
+        unvalidated = JOBS.c.validate_time.is_(None)
+        return self._claim(and_(JOBS.c.state == JobState.QUEUED, unvalidated))
+
+    def _claim(self, wanted: ColumnElement[bool]) -> Lease | None:
         with self._database.transaction() as connection:
             return leases.claim(
                 connection,
                 JOBS,
-                trainable,
+                wanted,
                 owner=self._owner,
                 now=self._now(),
                 duration=self._duration,
@@ -300,6 +340,13 @@ def _made_by(connection: Connection, tenant: str, request: RequestKey) -> Job | 
     if made is None:
         return None
     return job_of(connection.execute(select(JOBS).where(JOBS.c.id == made)).one())
+
+
+def _holds(metadata: Mapping[str, str], wanted: Mapping[str, str] | None) -> bool:
+    """Whether all that is wanted is there; an empty mapping wants that there is none."""
+    if wanted is None:
+        return True
+    return wanted.items() <= metadata.items() if wanted else not metadata
 
 
 def _job(tenant: str, id: str) -> Select[Any]:

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from millrace.lifecycle.v1 import lifecycle_pb2 as _lifecycle_pb2
+from millrace.tuner.v1 import method_pb2 as _method_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -19,64 +20,6 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
-
-@_typing.final
-class SupervisedMethod(_message.Message):
-    """Supervised fine-tuning. 0 or unset means "auto", as in the OpenAI API."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    EPOCHS_FIELD_NUMBER: _builtins.int
-    BATCH_SIZE_FIELD_NUMBER: _builtins.int
-    LEARNING_RATE_MULTIPLIER_FIELD_NUMBER: _builtins.int
-    LORA_FIELD_NUMBER: _builtins.int
-    epochs: _builtins.int
-    batch_size: _builtins.int
-    learning_rate_multiplier: _builtins.float
-    @_builtins.property
-    def lora(self) -> Global___LoraAdapter:
-        """Low-rank adapter (Hu et al. 2021, arXiv:2106.09685). Absent means the default adapter."""
-
-    def __init__(
-        self,
-        *,
-        epochs: _builtins.int = ...,
-        batch_size: _builtins.int = ...,
-        learning_rate_multiplier: _builtins.float = ...,
-        lora: Global___LoraAdapter | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["lora", b"lora"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "epochs", b"epochs", "learning_rate_multiplier", b"learning_rate_multiplier", "lora", b"lora"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___SupervisedMethod: _TypeAlias = SupervisedMethod  # noqa: Y015
-
-@_typing.final
-class LoraAdapter(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    RANK_FIELD_NUMBER: _builtins.int
-    ALPHA_FIELD_NUMBER: _builtins.int
-    DROPOUT_FIELD_NUMBER: _builtins.int
-    rank: _builtins.int
-    alpha: _builtins.float
-    dropout: _builtins.float
-    def __init__(
-        self,
-        *,
-        rank: _builtins.int = ...,
-        alpha: _builtins.float = ...,
-        dropout: _builtins.float = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "dropout", b"dropout", "rank", b"rank"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___LoraAdapter: _TypeAlias = LoraAdapter  # noqa: Y015
 
 @_typing.final
 class Job(_message.Message):
@@ -111,7 +54,7 @@ class Job(_message.Message):
     VALIDATION_FILE_FIELD_NUMBER: _builtins.int
     SUFFIX_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
-    SUPERVISED_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
@@ -123,6 +66,8 @@ class Job(_message.Message):
     FINISH_TIME_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    VALIDATE_TIME_FIELD_NUMBER: _builtins.int
+    ESTIMATED_FINISH_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """tenants/{tenant}/jobs/{job}"""
     base_model: _builtins.str
@@ -141,7 +86,7 @@ class Job(_message.Message):
     """Per-step metrics as CSV, a file of the data service, once there is one."""
     traceparent: _builtins.str
     @_builtins.property
-    def supervised(self) -> Global___SupervisedMethod: ...
+    def method(self) -> _method_pb2.Method: ...
     @_builtins.property
     def progress(self) -> _lifecycle_pb2.Progress: ...
     @_builtins.property
@@ -154,6 +99,14 @@ class Job(_message.Message):
     def finish_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def validate_time(self) -> _timestamp_pb2.Timestamp:
+        """When the files were found to be what the method needs; unset until then."""
+
+    @_builtins.property
+    def estimated_finish_time(self) -> _timestamp_pb2.Timestamp:
+        """Training steps' estimated end, while there is one."""
+
     def __init__(
         self,
         *,
@@ -164,7 +117,7 @@ class Job(_message.Message):
         validation_file: _builtins.str = ...,
         suffix: _builtins.str = ...,
         seed: _builtins.int = ...,
-        supervised: Global___SupervisedMethod | None = ...,
+        method: _method_pb2.Method | None = ...,
         state: _lifecycle_pb2.WorkState.ValueType = ...,
         progress: _lifecycle_pb2.Progress | None = ...,
         failure: _lifecycle_pb2.Failure | None = ...,
@@ -176,10 +129,12 @@ class Job(_message.Message):
         finish_time: _timestamp_pb2.Timestamp | None = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         traceparent: _builtins.str = ...,
+        validate_time: _timestamp_pb2.Timestamp | None = ...,
+        estimated_finish_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "failure", b"failure", "finish_time", b"finish_time", "progress", b"progress", "supervised", b"supervised", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "estimated_finish_time", b"estimated_finish_time", "failure", b"failure", "finish_time", b"finish_time", "method", b"method", "progress", b"progress", "update_time", b"update_time", "validate_time", b"validate_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "base_version", b"base_version", "create_time", b"create_time", "failure", b"failure", "finish_time", b"finish_time", "metadata", b"metadata", "name", b"name", "progress", b"progress", "result_file", b"result_file", "seed", b"seed", "state", b"state", "suffix", b"suffix", "supervised", b"supervised", "traceparent", b"traceparent", "trained_tokens", b"trained_tokens", "training_file", b"training_file", "tuned_model", b"tuned_model", "update_time", b"update_time", "validation_file", b"validation_file"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "base_version", b"base_version", "create_time", b"create_time", "estimated_finish_time", b"estimated_finish_time", "failure", b"failure", "finish_time", b"finish_time", "metadata", b"metadata", "method", b"method", "name", b"name", "progress", b"progress", "result_file", b"result_file", "seed", b"seed", "state", b"state", "suffix", b"suffix", "traceparent", b"traceparent", "trained_tokens", b"trained_tokens", "training_file", b"training_file", "tuned_model", b"tuned_model", "update_time", b"update_time", "validate_time", b"validate_time", "validation_file", b"validation_file"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -250,6 +205,26 @@ class Checkpoint(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class MetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
@@ -260,6 +235,7 @@ class Checkpoint(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     BASE_CHECKPOINT_DIGEST_FIELD_NUMBER: _builtins.int
     TRAINING_FILE_DIGEST_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """tenants/{tenant}/jobs/{job}/checkpoints/{checkpoint}"""
     model: _builtins.str
@@ -275,6 +251,10 @@ class Checkpoint(_message.Message):
     def content(self) -> _lifecycle_pb2.Content: ...
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """What was measured on the held-out examples, by its name in the result file."""
+
     def __init__(
         self,
         *,
@@ -288,10 +268,11 @@ class Checkpoint(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         base_checkpoint_digest: _builtins.str = ...,
         training_file_digest: _builtins.str = ...,
+        metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_valid_loss", b"_valid_loss", "content", b"content", "create_time", b"create_time", "valid_loss", b"valid_loss"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_valid_loss", b"_valid_loss", "base_checkpoint_digest", b"base_checkpoint_digest", "content", b"content", "create_time", b"create_time", "final", b"final", "model", b"model", "name", b"name", "step", b"step", "train_loss", b"train_loss", "training_file_digest", b"training_file_digest", "valid_loss", b"valid_loss"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_valid_loss", b"_valid_loss", "base_checkpoint_digest", b"base_checkpoint_digest", "content", b"content", "create_time", b"create_time", "final", b"final", "metrics", b"metrics", "model", b"model", "name", b"name", "step", b"step", "train_loss", b"train_loss", "training_file_digest", b"training_file_digest", "valid_loss", b"valid_loss"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__valid_loss: _TypeAlias = _typing.Literal["valid_loss"]  # noqa: Y015
     _WhichOneofArgType__valid_loss: _TypeAlias = _typing.Literal["_valid_loss", b"_valid_loss"]  # noqa: Y015
@@ -329,7 +310,7 @@ class CreateJobRequest(_message.Message):
     VALIDATION_FILE_FIELD_NUMBER: _builtins.int
     SUFFIX_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
-    SUPERVISED_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
@@ -340,7 +321,9 @@ class CreateJobRequest(_message.Message):
     seed: _builtins.int
     request_id: _builtins.str
     @_builtins.property
-    def supervised(self) -> Global___SupervisedMethod: ...
+    def method(self) -> _method_pb2.Method:
+        """Absent means supervised fine-tuning."""
+
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     def __init__(
@@ -352,13 +335,13 @@ class CreateJobRequest(_message.Message):
         validation_file: _builtins.str = ...,
         suffix: _builtins.str = ...,
         seed: _builtins.int = ...,
-        supervised: Global___SupervisedMethod | None = ...,
+        method: _method_pb2.Method | None = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         request_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["supervised", b"supervised"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["method", b"method"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "metadata", b"metadata", "parent", b"parent", "request_id", b"request_id", "seed", b"seed", "suffix", b"suffix", "supervised", b"supervised", "training_file", b"training_file", "validation_file", b"validation_file"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "metadata", b"metadata", "method", b"method", "parent", b"parent", "request_id", b"request_id", "seed", b"seed", "suffix", b"suffix", "training_file", b"training_file", "validation_file", b"validation_file"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -427,23 +410,53 @@ Global___GetJobResponse: _TypeAlias = GetJobResponse  # noqa: Y015
 class ListJobsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     PARENT_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    WITHOUT_METADATA_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """Tenant `-` is all tenants', for the services' own reconcilers (AIP-159)."""
     page_size: _builtins.int
     page_token: _builtins.str
+    without_metadata: _builtins.bool
+    """Only jobs without metadata."""
+    @_builtins.property
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Only jobs whose metadata hold these."""
+
     def __init__(
         self,
         *,
         parent: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        without_metadata: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "without_metadata", b"without_metadata"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
