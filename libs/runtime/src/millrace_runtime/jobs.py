@@ -40,6 +40,10 @@ from pydantic import BaseModel, ValidationError
 
 from millrace_runtime import storage, telemetry
 
+STANDBY = "--standby"
+"""Instead of a specification's path: it comes later, on standard input."""
+TAKEN = b"millrace: the job is taken\n"
+LOG_NAME = "job.log"
 PARENT_VARIABLE = "MILLRACE_JOB_PARENT"
 """Names the process id of whoever starts a job, which a job checks once it dies with its parent."""
 
@@ -129,6 +133,23 @@ def _stands_still(process: int) -> bool:
     return stat.rpartition(")")[2].split()[0] == "T"
 
 
+def wait_for_order() -> None:
+    """Wait for a job, all that it imports being imported (``standby.py``); end when none comes.
+
+    The order is a line on standard input, ``{"spec": path, "environment": {...}}``; that it was
+    taken is said by one on standard output.
+    """
+    order = sys.stdin.readline()
+    if not order:
+        os._exit(0)
+    told = json.loads(order)
+    os.environ.update(told["environment"])
+    sys.argv[1] = told["spec"]
+    with Path(told["spec"]).with_name(LOG_NAME).open("ab") as log:
+        os.dup2(log.fileno(), 2)
+    os.write(1, b"\n" + TAKEN)
+
+
 def claim_stdout() -> TextIO:
     """Take standard output for the protocol and send everybody else's prints to stderr."""
     protocol = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -177,6 +198,8 @@ def run(
     """
     die_with_parent()
     end_when_abandoned()
+    if sys.argv[1] == STANDBY:
+        wait_for_order()
     reporter = Reporter(claim_stdout())
     stop_tracing = telemetry.start_tracing(f"millrace-{name.split('.')[0]}-job")
     tracer = trace.get_tracer("millrace.jobs")

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from millrace_runtime import storage, telemetry
 from millrace_runtime.content import ContentOutsideRoot
-from millrace_runtime.jobs import PARENT_VARIABLE, SERVICE_VARIABLE
+from millrace_runtime.jobs import LOG_NAME, PARENT_VARIABLE, SERVICE_VARIABLE
 from millrace_runtime.leases import Lease, LeaseLost
 from millrace_runtime.manifest import ManifestError
 
@@ -191,6 +191,10 @@ def content_failure(error: ManifestError | ContentOutsideRoot | OSError) -> JobF
     return JobFailure(CONTENT_DAMAGED, str(error))
 
 
+StartProcess = Callable[[str, Path, dict[str, str]], subprocess.Popen[bytes]]
+"""Starts the job of a module with a specification and an environment."""
+
+
 def run_job(
     module: str,
     spec: dict[str, Any],
@@ -198,6 +202,7 @@ def run_job(
     on_message: Callable[[dict[str, Any]], None],
     stop: threading.Event,
     patience_seconds: float = 10.0,
+    start: StartProcess | None = None,
 ) -> JobOutcome:
     """Run ``python -m module SPEC.json`` to its end (the contract is in ``jobs.py``).
 
@@ -206,23 +211,14 @@ def run_job(
     current span's trace, and dies with this thread. On a full disk it is not even started.
 
     ``patience_seconds`` is how long it goes on while this process is stopped: less than a lease
-    lasts, so that it has ended when another service takes the work over.
+    lasts, so that it has ended when another service takes the work over. ``start`` may have a
+    process that waits for its specification already (``standby.py``).
     """
     spec_path = directory / "spec.json"
     if fault := _write_spec(spec, spec_path):
         return fault
-    command = [sys.executable, "-m", module, str(spec_path)]
-    with (
-        (directory / "job.log").open("ab") as log,
-        subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            stdin=subprocess.DEVNULL,
-            env=_environment(patience_seconds),
-            start_new_session=True,
-        ) as process,
-    ):
+    starting = start or start_process
+    with starting(module, spec_path, environment(patience_seconds)) as process:
         ended = threading.Event()
         watcher = threading.Thread(target=_end_when, args=(process, stop, ended), daemon=True)
         watcher.start()
@@ -237,7 +233,7 @@ def run_job(
             watcher.join()
     if stop.is_set() and last.get("kind") != "result":
         return JobStopped()
-    return _outcome(last, process.returncode, directory / "job.log")
+    return _outcome(last, process.returncode, directory / LOG_NAME)
 
 
 def _write_spec(spec: dict[str, Any], path: Path) -> JobFailure | None:
@@ -245,7 +241,7 @@ def _write_spec(spec: dict[str, Any], path: Path) -> JobFailure | None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(spec))
-        (path.parent / "job.log").touch()
+        (path.parent / LOG_NAME).touch()
         reason = storage.FULL if storage.is_full(path.parent) else None
     except OSError as error:
         reason = storage.reason_of(error)
@@ -256,7 +252,23 @@ def _write_spec(spec: dict[str, Any], path: Path) -> JobFailure | None:
     return JobFailure(reason, storage.message_of(reason, str(path.parent)))
 
 
-def _environment(patience_seconds: float) -> dict[str, str]:
+def start_process(
+    module: str, spec_path: Path, environment: dict[str, str]
+) -> subprocess.Popen[bytes]:
+    """Start a job; its standard error is appended to the log beside its specification."""
+    with (spec_path.parent / LOG_NAME).open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", module, str(spec_path)],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,
+        )
+
+
+def environment(patience_seconds: float = 10.0) -> dict[str, str]:
+    """What a job's process is told by its environment: its trace, its service."""
     own = {
         telemetry.TRACEPARENT_VARIABLE: telemetry.current_traceparent(),
         PARENT_VARIABLE: str(os.getpid()),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from millrace_compressor.api import SERVICE_NAME, CompressorServicer
 from millrace_compressor.app import CompressorApp
-from millrace_compressor.compression_run import CompressionRunner
+from millrace_compressor.compression_run import JOB_MODULE, CompressionRunner
 from millrace_compressor.events import FactRecorder, subscriptions
 from millrace_compressor.schema import OUTBOX
 from millrace_compressor.settings import CompressorSettings
@@ -18,6 +18,7 @@ from millrace_runtime.hosting import Service
 from millrace_runtime.outbox import Outbox
 from millrace_runtime.relay import Relay
 from millrace_runtime.settings import from_command_line
+from millrace_runtime.standby import Standby
 from millrace_runtime.work import Worker
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -43,6 +44,7 @@ def build(settings: CompressorSettings) -> Service:
         threads=settings.threads,
         evaluation_tokens=settings.evaluation_tokens,
         ring=relay.ring,
+        run_job=Standby(JOB_MODULE).run_job,
     )
     workers = [
         Worker(f"worker-{number}", store, runner.perform, settings.lease_seconds)

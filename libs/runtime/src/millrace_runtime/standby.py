@@ -1,0 +1,115 @@
+"""A job's process that was started ahead: what the job imports, it has imported already.
+
+Importing torch, transformers and OpenVINO takes longer than most of what is done with them. A
+``Standby`` keeps one process of one job module waiting (``jobs.run`` tells how it waits), hands
+it to the next job, and starts another one once that job has ended. Without a job for a while it
+is let go, for it holds some hundred megabytes.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from millrace_runtime import jobs, work
+from millrace_runtime.work import JobOutcome
+
+IDLE_SECONDS = 900.0
+
+
+class Standby:
+    """``run_job`` is ``work.run_job`` with a process that is there already, if there is one."""
+
+    def __init__(self, module: str, idle_seconds: float = IDLE_SECONDS) -> None:
+        self._module = module
+        self._idle_seconds = idle_seconds
+        self._lock = threading.Lock()
+        self._waiting: subprocess.Popen[bytes] | None = None
+        self._timer: threading.Timer | None = None
+
+    def run_job(
+        self,
+        module: str,
+        spec: dict[str, Any],
+        directory: Path,
+        on_message: Callable[[dict[str, Any]], None],
+        stop: threading.Event,
+    ) -> JobOutcome:
+        """Run a job to its end; the next one of the module finds a process waiting.
+
+        A process dies with the thread that started it. Call this from threads that live as long
+        as the service.
+        """
+        outcome = work.run_job(module, spec, directory, on_message, stop, start=self._start)
+        if not stop.is_set():
+            self._prepare()
+        return outcome
+
+    def close(self) -> None:
+        """End the process that waits."""
+        with self._lock:
+            process, self._waiting = self._waiting, None
+            if self._timer is not None:
+                self._timer.cancel()
+        if process is not None:
+            _end(process)
+
+    def _start(
+        self, module: str, spec_path: Path, environment: dict[str, str]
+    ) -> subprocess.Popen[bytes]:
+        with self._lock:
+            process, self._waiting = self._waiting, None
+        if process is not None and module == self._module:
+            order = {"spec": str(spec_path), "environment": environment}
+            if _tell(process, order):
+                return process
+        if process is not None:
+            _end(process)
+        return work.start_process(module, spec_path, environment)
+
+    def _prepare(self) -> None:
+        process = subprocess.Popen(
+            [sys.executable, "-m", self._module, jobs.STANDBY],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=work.environment(),
+            start_new_session=True,
+        )
+        timer = threading.Timer(self._idle_seconds, self.close)
+        timer.daemon = True
+        with self._lock:
+            former, self._waiting = self._waiting, process
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = timer
+        timer.start()
+        if former is not None:
+            _end(former)
+
+
+def _tell(process: subprocess.Popen[bytes], order: dict[str, Any]) -> bool:
+    """Give a waiting process its job; False when it has ended before it took it."""
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        process.stdin.write(json.dumps(order).encode() + b"\n")
+        process.stdin.close()
+    except OSError:
+        return False
+    # Before that line may stand what a library printed while it was imported.
+    return any(line == jobs.TAKEN for line in process.stdout)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            stream.close()
