@@ -8,12 +8,12 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.bench import figures, model, neighbours, overload, proxy, road
+from tests.bench import figures, handover, model, neighbours, overload, proxy, road, tuning
 from tests.bench.figures import Figure
 
 HOME = Path(".millrace/bench")
 REPORT = HOME / "bench.json"
-_PARTS = ("road", "proxy", "overload", "neighbours")
+_PARTS = ("road", "proxy", "overload", "neighbours", "tuning", "handover")
 
 
 def main() -> int:
@@ -58,6 +58,10 @@ def _measure(parts: Sequence[str], load_seconds: float, say: Callable[[str], Non
         if "neighbours" in parts:
             artifact = model.make(HOME / "model")
             found += neighbours.measure(folder / "neighbours", artifact, say, load_seconds)
+        if "tuning" in parts:
+            found += tuning.measure(folder / "tuning", say)
+        if "handover" in parts:
+            found += handover.measure(folder / "handover", say)
     return found
 
 

@@ -31,7 +31,7 @@ def make(folder: Path, context_tokens: int = 1024) -> Path:
 
 def _save(checkpoint: Path, context_tokens: int) -> None:
     torch.manual_seed(0)
-    tokenizer = _tokenizer()
+    tokenizer = tokenizer_of(_VOCABULARY)
     config = Qwen3Config(
         vocab_size=_VOCABULARY,
         hidden_size=256,
@@ -50,12 +50,13 @@ def _save(checkpoint: Path, context_tokens: int) -> None:
     tokenizer.save_pretrained(checkpoint)
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer_of(vocabulary: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of the standard library's text, ``vocabulary`` tokens at most."""
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=_VOCABULARY,
+        vocab_size=vocabulary,
         special_tokens=_SPECIAL,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

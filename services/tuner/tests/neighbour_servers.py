@@ -20,12 +20,18 @@ from millrace_runtime.interceptors import ServiceInterceptor
 class Data(data_grpc.DataServiceServicer):
     def __init__(self) -> None:
         self.files: dict[str, data.File] = {}
+        self.datasets: dict[str, data.Dataset] = {}
         self.uploads: list[tuple[data.UploadFileHeader, bytes]] = []
 
     def GetFile(self, request: data.GetFileRequest, context: Any) -> data.GetFileResponse:
         if request.name not in self.files:
             raise NotFound(f"there is no file {request.name.rpartition('/')[2]}")
         return data.GetFileResponse(file=self.files[request.name])
+
+    def GetDataset(self, request: data.GetDatasetRequest, context: Any) -> data.GetDatasetResponse:
+        if request.name not in self.datasets:
+            raise NotFound(f"there is no dataset {request.name.rpartition('/')[2]}")
+        return data.GetDatasetResponse(dataset=self.datasets[request.name])
 
     def UploadFile(
         self, requests: Iterator[data.UploadFileRequest], context: Any

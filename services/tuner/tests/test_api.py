@@ -1,11 +1,14 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
 
 import grpc
 import pytest
 from tuner_parts import TRAINING_FILE, Parts
 
 from millrace.lifecycle.v1 import lifecycle_pb2 as lifecycle
+from millrace.tuner.v1 import method_pb2 as method_pb
 from millrace.tuner.v1 import service_pb2 as pb
 from millrace.tuner.v1 import service_pb2_grpc
 from millrace_runtime import paging
@@ -18,7 +21,9 @@ from millrace_runtime.errors import (
     NotFound,
 )
 from millrace_runtime.interceptors import ServiceInterceptor
+from millrace_tuner import convert
 from millrace_tuner.api import TunerServicer
+from millrace_tuner.rows import PLANS, plan_of
 
 
 @pytest.fixture
@@ -34,6 +39,10 @@ def stub(parts: Parts) -> Iterator[service_pb2_grpc.TunerServiceStub]:
     server.stop(None).wait()
 
 
+def supervised(**fields: Any) -> method_pb.Method:
+    return method_pb.Method(supervised=method_pb.Supervised(), **fields)
+
+
 def create(stub: service_pb2_grpc.TunerServiceStub, **fields: object) -> pb.Job:
     given = {
         "parent": "tenants/acme",
@@ -45,14 +54,18 @@ def create(stub: service_pb2_grpc.TunerServiceStub, **fields: object) -> pb.Job:
 
 
 def test_a_job_is_made_and_read_back(stub: service_pb2_grpc.TunerServiceStub) -> None:
-    method = pb.SupervisedMethod(epochs=2, lora=pb.LoraAdapter(rank=4))
-    job = create(stub, suffix="docs", supervised=method, seed=7, metadata={"team": "a"})
+    method = supervised(
+        hyperparameters=method_pb.Hyperparameters(epochs=2), adapter=method_pb.Adapter(rank=4)
+    )
+    job = create(stub, suffix="docs", method=method, seed=7, metadata={"team": "a"})
     assert job.state == lifecycle.WORK_STATE_QUEUED
     assert job.base_version == "tenants/acme/models/demo/versions/7"
-    assert job.supervised.epochs == 2
-    assert job.supervised.batch_size == 8
-    assert job.supervised.learning_rate_multiplier == 1.0
-    assert (job.supervised.lora.rank, job.supervised.lora.alpha) == (4, 8.0)
+    assert job.method.WhichOneof("kind") == "supervised"
+    assert job.method.hyperparameters.epochs == 2
+    assert job.method.hyperparameters.batch_size == 8
+    assert job.method.hyperparameters.learning_rate_multiplier == 1.0
+    assert job.method.adapter.kind == "lora"
+    assert (job.method.adapter.rank, job.method.adapter.alpha) == (4, 8.0)
     assert dict(job.metadata) == {"team": "a"}
     assert not job.HasField("finish_time")
     assert call(stub.GetJob, pb.GetJobRequest(name=job.name)).job == job
@@ -77,14 +90,14 @@ def test_the_same_request_gives_the_same_job(stub: service_pb2_grpc.TunerService
         ({"training_file": "tenants/acme/files/file-x"}, InvalidArgument, "training_file"),
         ({"suffix": "no spaces"}, InvalidArgument, "suffix"),
         (
-            {"supervised": pb.SupervisedMethod(epochs=51)},
+            {"method": supervised(hyperparameters=method_pb.Hyperparameters(epochs=51))},
             InvalidArgument,
-            "supervised.epochs",
+            "method.hyperparameters.epochs",
         ),
         (
-            {"supervised": pb.SupervisedMethod(lora=pb.LoraAdapter(dropout=1.0))},
+            {"method": supervised(adapter=method_pb.Adapter(dropout=1.0))},
             InvalidArgument,
-            "supervised.lora.dropout",
+            "method.adapter.dropout",
         ),
     ],
 )
@@ -114,20 +127,23 @@ def test_pause_resume_and_cancel(stub: service_pb2_grpc.TunerServiceStub) -> Non
     assert caught.value.reason == "JOB_STATE"
 
 
-def test_events_are_newest_first_and_paged(stub: service_pb2_grpc.TunerServiceStub) -> None:
+def test_events_are_newest_first_and_paged(
+    stub: service_pb2_grpc.TunerServiceStub, parts: Parts
+) -> None:
     name = create(stub).name
+    parts.validate()
     request = pb.ListJobEventsRequest(parent=name, page_size=2)
     first = call(stub.ListJobEvents, request)
     assert first.events[0].message == "Files validated, moving job to queued state"
     assert first.events[0].level == "info"
     request.page_token = first.next_page_token
     second = call(stub.ListJobEvents, request)
-    assert second.events[0].message == f"Created fine-tuning job: {name.rpartition('/')[2]}"
+    assert second.events[1].message == f"Created fine-tuning job: {name.rpartition('/')[2]}"
     assert second.next_page_token == ""
     request.page_token = paging.encode_token(first.events[0].id)  # as the gateway pages
     assert call(stub.ListJobEvents, request).events[0] == first.events[1]
     ids = [event.id for event in (*first.events, *second.events)]
-    assert len(set(ids)) == 3
+    assert len(set(ids)) == 4
 
 
 def test_checkpoints_are_read_by_name_job_or_all(
@@ -171,9 +187,26 @@ def test_a_failed_job_says_why(stub: service_pb2_grpc.TunerServiceStub, parts: P
     from millrace_tuner.domain import Failure
 
     name = create(stub).name
+    parts.validate()
     lease = parts.claim()
     failure = Failure("INVALID_EXAMPLE", "training file, line 3")
     parts.store.change_leased(lease, lambda job: steps.fail(job, failure, parts.clock()))
     job = call(stub.GetJob, pb.GetJobRequest(name=name)).job
     assert job.state == lifecycle.WORK_STATE_FAILED
     assert (job.failure.reason, job.failure.message) == (failure.reason, failure.message)
+
+
+@pytest.mark.parametrize("kind", [f.name for f in method_pb.Method.DESCRIPTOR.oneofs[0].fields])
+def test_every_method_comes_back_as_it_was_asked_for(parts: Parts, kind: str) -> None:
+    """With the documented default where nothing was said, and through the database."""
+    demanded = {"reinforcement": "grader", "ppo": "reward_model", "distillation": "teacher"}
+    asked = method_pb.Method()
+    getattr(asked, kind).SetInParent()
+    if kind in demanded:
+        setattr(getattr(asked, kind), demanded[kind], "{}")
+    method = convert.method_from_proto(asked)
+    told = convert.method_to_proto(method)
+    assert told.WhichOneof("kind") == method.kind == kind
+    assert convert.method_from_proto(told) == method
+    plan = replace(parts.create().plan, method=method)
+    assert plan_of(PLANS.dump_python(plan, mode="json")) == plan

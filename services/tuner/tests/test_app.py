@@ -4,7 +4,8 @@ import pytest
 from tuner_parts import TRAINING_FILE, Parts
 
 from millrace_runtime.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
-from millrace_tuner.domain import Adapter, Hyperparameters, JobState, Outcome
+from millrace_tuner.domain import JobState, Outcome
+from millrace_tuner.methods import Adapter, Hyperparameters
 from millrace_tuner.serving import Scene, SeenCompression, SeenVersion
 
 
@@ -12,13 +13,14 @@ def test_a_new_job_is_queued_with_every_auto_resolved(parts: Parts) -> None:
     job = parts.create(suffix="docs")
     assert job.state == JobState.QUEUED
     assert job.plan.hyperparameters == Hyperparameters(3, 8, 1.0)
-    assert job.plan.adapter == Adapter(16, 32.0, 0.0)
+    assert job.plan.adapter == Adapter(rank=16, alpha=32.0)
     assert job.tuned_model.startswith("ft:demo:acme:docs:")
     assert job.id.startswith("ftjob-")
-    assert parts.rung == 1
+    assert parts.rung == 2  # for its validation, and then for its training
     assert parts.told(job.id) == [
         f"Created fine-tuning job: {job.id}",
         "Validating training file: file-train",
+        "190 examples of 20,000 tokens, 3 epochs: 60,000 tokens to train on",
         "Files validated, moving job to queued state",
     ]
 

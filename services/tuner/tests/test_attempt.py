@@ -30,9 +30,9 @@ def test_the_job_is_told_all_it_needs(parts: Parts) -> None:
     assert spec.model == job.tuned_model
     assert spec.training_file_path.read_text().startswith('{"messages"')
     assert spec.validation_file_sha256 == spec.training_file_sha256
-    assert spec.hyperparameters.n_epochs == 3
-    assert spec.hyperparameters.learning_rate == 2e-3
-    assert spec.adapter is not None
+    assert spec.method.kind == "supervised"
+    assert spec.hyperparameters.epochs == 3
+    assert spec.learning_rate == 2e-3
     assert spec.adapter.rank == 16
     assert spec.seed == 7
 

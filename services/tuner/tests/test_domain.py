@@ -8,12 +8,10 @@ from hypothesis import strategies as st
 from millrace_tuner import steps
 from millrace_tuner.domain import (
     FINISHED,
-    Adapter,
     BaseVersion,
     Content,
     Failure,
     FileReference,
-    Hyperparameters,
     Job,
     JobCancelled,
     JobFailed,
@@ -26,6 +24,7 @@ from millrace_tuner.domain import (
     WrongState,
     tuned_model_id,
 )
+from millrace_tuner.methods import Adapter, Hyperparameters, RewardModel, Supervised
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=1)
@@ -37,8 +36,9 @@ PLAN = Plan(
     None,
     "docs",
     0,
+    Supervised(),
     Hyperparameters(3, 8, 1.0),
-    Adapter(16, 32.0, 0.0),
+    Adapter(),
 )
 QUEUED = Job("acme", "ftjob-1", PLAN, "ft:demo:acme:docs:x", NOW, NOW)
 RUNNING = steps.start(QUEUED, NOW).job
@@ -162,3 +162,29 @@ def test_a_told_step_carries_its_metrics() -> None:
 )
 def test_tuned_models_are_named_as_openai_names_them(base: str, suffix: str, expected: str) -> None:
     assert tuned_model_id(base, "acme", suffix, "k3x9ab") == expected
+
+
+def test_the_files_of_a_job_are_validated_once_and_said_with_what_was_counted() -> None:
+    found = {"training_examples": 190, "training_tokens": 20_000}
+    change = steps.validated(QUEUED, found, LATER)
+    assert change.job.validate_time == LATER
+    assert change.job.state == JobState.QUEUED
+    counted, queued = change.events
+    assert "190 examples of 20,000 tokens, 3 epochs: 60,000 tokens" in counted.message
+    assert counted.metrics == {"training_examples": 190.0, "training_tokens": 20_000.0}
+    assert queued.message == "Files validated, moving job to queued state"
+
+
+def test_what_the_engines_do_not_serve_has_succeeded_once_it_is_trained() -> None:
+    plan = replace(PLAN, method=RewardModel())
+    change = steps.end_training(replace(RUNNING, plan=plan), 100, "file", LATER)
+    assert change.job.state == JobState.SUCCEEDED
+    assert [type(fact) for fact in change.facts] == [JobSucceeded]
+
+
+def test_the_end_of_training_is_estimated_while_it_runs() -> None:
+    made = Progress("train", 5, 10, {"train_loss": 1.0, "remaining_seconds": 60.0})
+    moved = steps.progress(RUNNING, made, NOW).job
+    assert moved.estimated_finish_time == NOW + timedelta(seconds=60)
+    assert RUNNING.estimated_finish_time is None
+    assert replace(moved, state=JobState.CANCELLED).estimated_finish_time is None

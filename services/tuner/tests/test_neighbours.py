@@ -81,10 +81,10 @@ def test_a_version_is_resolved_to_its_checkpoint(
     neighbours.registry.resolved["demo@champion"] = registry.Version(
         name=name, number=7, state=registry.VERSION_STATE_SERVING, checkpoint=reference
     )
-    found = models.resolve("acme", "demo@champion")
+    found = models.resolve("acme", "demo@champion", "base_model")
     assert found == BaseVersion(name, "demo", 7, Content("file:///x", DIGEST, 9))
     with pytest.raises(NotFound):
-        models.resolve("acme", "demp")
+        models.resolve("acme", "demp", "base_model")
 
 
 def test_a_quarantined_version_is_no_base(neighbours: Neighbours, models: ServedModels) -> None:
@@ -92,7 +92,7 @@ def test_a_quarantined_version_is_no_base(neighbours: Neighbours, models: Served
         state=registry.VERSION_STATE_QUARANTINED, state_reason="a file has changed"
     )
     with pytest.raises(InvalidArgument, match="a file has changed") as caught:
-        models.resolve("acme", "demo")
+        models.resolve("acme", "demo", "base_model")
     assert caught.value.field == "base_model"
 
 

@@ -9,8 +9,8 @@ def test_lines_of_one_step_make_one_row_in_order_of_steps() -> None:
         '{"step": 2, "valid_loss": 2.25, "valid_mean_token_accuracy": 0.5}',
     ]
     assert result_file.to_csv(lines).decode() == (
-        "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy\n"
-        "1,2.5,0.25,,\n"
-        "2,2.0,0.5,2.25,0.5\n"
-        "10,1.0,0.75,,\n"
+        "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy,learning_rate\n"
+        "1,2.5,0.25,,,0.001\n"
+        "2,2.0,0.5,2.25,0.5,0.001\n"
+        "10,1.0,0.75,,,0.0\n"
     )

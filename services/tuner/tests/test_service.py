@@ -24,6 +24,7 @@ from millrace.lifecycle.v1 import lifecycle_pb2 as lifecycle
 from millrace.registry.v1 import events_pb2 as registry_events
 from millrace.registry.v1 import service_pb2 as registry
 from millrace.topology import STREAM, fact_of
+from millrace.tuner.v1 import method_pb2 as method_pb
 from millrace.tuner.v1 import service_pb2 as pb
 from millrace.tuner.v1 import service_pb2_grpc
 from millrace_runtime import cloudevent, manifest
@@ -148,7 +149,10 @@ def create(service: RunningService, epochs: int) -> str:
         base_model="demo",
         training_file=FILE,
         suffix="docs",
-        supervised=pb.SupervisedMethod(epochs=epochs, batch_size=4),
+        method=method_pb.Method(
+            hyperparameters=method_pb.Hyperparameters(epochs=epochs, batch_size=4),
+            supervised=method_pb.Supervised(),
+        ),
     )
     return str(service.call("CreateJob", request).job.name)
 

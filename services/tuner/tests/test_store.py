@@ -202,3 +202,13 @@ def test_steps_at_the_same_time_are_taken_one_after_the_other(stored: Parts) -> 
     assert found is not None
     assert found.attempts == 4
     assert found.state == JobState.QUEUED
+
+
+def test_jobs_are_found_by_their_metadata(parts: Parts) -> None:
+    blue = parts.create(metadata={"team": "blue", 'it\'s "odd"': "$.x"}).id
+    bare = parts.create().id
+    assert [job.id for job in parts.store.page("acme", "", 10, {"team": "blue"})] == [blue]
+    assert [job.id for job in parts.store.page("acme", "", 10, {'it\'s "odd"': "$.x"})] == [blue]
+    assert parts.store.page("acme", "", 10, {"team": "blue", "it's": "x"}) == []
+    assert [job.id for job in parts.store.page("acme", "", 10, {})] == [bare]
+    assert [job.id for job in parts.store.page("acme", "", 10)] == [bare, blue]

@@ -44,13 +44,17 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
         "base_checkpoint_digest": base_digest,
         "training_file_path": str(folder / "train.jsonl"),
         "training_file_sha256": training_sha256,
-        "hyperparameters": {"n_epochs": EPOCHS, "batch_size": 8, "learning_rate": 1e-2},
+        "hyperparameters": hyperparameters(EPOCHS, maximum_sequence_tokens=256),
+        "learning_rate": 1e-2,
         "adapter": {"rank": 8, "alpha": 16, "dropout": 0.1},
-        "maximum_sequence_tokens": 256,
         "seed": 7,
         "threads": 1,
     }
     return Ground(folder, spec)
+
+
+def hyperparameters(epochs: int, **more: Any) -> dict[str, Any]:
+    return {"epochs": epochs, "batch_size": 8, "learning_rate_multiplier": 1.0, **more}
 
 
 def run(
@@ -85,8 +89,8 @@ def finished(ground: Ground) -> Finished:
 
 def test_the_model_learns_the_answers(finished: Finished) -> None:
     losses = [checkpoint["valid_loss"] for checkpoint in finished.checkpoints]
-    assert finished.result["base_valid_loss"] > losses[0] > losses[1] > losses[2]
-    assert losses[2] < finished.result["base_valid_loss"] - 0.5
+    assert finished.result["base_valid"]["valid_loss"] > losses[0] > losses[1] > losses[2]
+    assert losses[2] < finished.result["base_valid"]["valid_loss"] - 0.5
     assert finished.result["checkpoint_digest"] == finished.checkpoints[-1]["digest"]
     assert (finished.result["training_examples"], finished.result["heldout_examples"]) == (46, 2)
 
@@ -269,18 +273,19 @@ def test_full_fine_tuning_keeps_the_bases_type_and_measures_by_the_validation_fi
         ground,
         folder / "full",
         messages.append,
-        adapter=None,
+        adapter={"kind": "none"},
         base_checkpoint_path=str(folder / "base-bfloat16"),
         base_checkpoint_digest=base_digest,
         validation_file_path=str(folder / "validation.jsonl"),
         validation_file_sha256=validation_sha256,
-        hyperparameters={"n_epochs": 1, "batch_size": 8, "learning_rate": 3e-3},
+        hyperparameters=hyperparameters(1),
+        learning_rate=3e-3,
     )
     assert isinstance(outcome, JobResult), outcome
     assert outcome.fields["heldout_source"] == "validation_file"
     assert outcome.fields["training_examples"] == EXAMPLES
     assert outcome.fields["heldout_examples"] == 6
-    assert outcome.fields["valid_loss"] < outcome.fields["base_valid_loss"] - 0.5
+    assert outcome.fields["valid"]["valid_loss"] < outcome.fields["base_valid"]["valid_loss"] - 0.5
     checkpoint = Path(outcome.fields["checkpoint_path"])
     assert not (checkpoint / "adapter").exists()
     with safe_open(checkpoint / "model/model.safetensors", "np") as weights:
@@ -338,10 +343,14 @@ def test_a_directory_of_another_specification_is_left_alone(
 @pytest.mark.parametrize(
     ("changes", "reason", "named"),
     [
-        ({"maximum_sequence_tokens": 4096}, "CONTEXT_TOO_SHORT", "512"),
+        (
+            {"hyperparameters": hyperparameters(1, maximum_sequence_tokens=4096)},
+            "CONTEXT_TOO_SHORT",
+            "512",
+        ),
         ({"adapter": {"target_modules": ["lm_head"]}}, "ADAPTER_TARGET_UNKNOWN", "q_proj"),
         (
-            {"hyperparameters": {"n_epochs": 1, "batch_size": 8, "learning_rate": 1e30}},
+            {"hyperparameters": hyperparameters(1), "learning_rate": 1e30},
             "TRAINING_DIVERGED",
             "learning rate",
         ),

@@ -1,6 +1,7 @@
 """The run inside the job, in this process."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ from tuner_builders import conversations, tokenizer, write_base, write_jsonl
 
 from millrace_runtime import manifest
 from millrace_runtime.jobs import JobError, Reporter
+from millrace_tuner.domain import Integration
 from millrace_tuner.jobs import adapter, evaluation, examples, training
 from millrace_tuner.jobs.cancellation import Cancellation
 from millrace_tuner.jobs.codec import ChatCodec, load_codec
 from millrace_tuner.jobs.conversations import Conversation
 from millrace_tuner.jobs.examples import Example
 from millrace_tuner.jobs.specification import Spec
-from millrace_tuner.jobs.training import Material, Run
+from millrace_tuner.jobs.supervised_objective import Material, SupervisedObjective
+from millrace_tuner.jobs.training import Run
+from millrace_tuner.methods import Adapter, Hyperparameters
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, accelerate and datasets
 
@@ -46,9 +50,9 @@ def spec(tmp_path: Path) -> Spec:
         training_file_path=tmp_path / "train.jsonl",
         training_file_sha256=write_jsonl(tmp_path / "train.jsonl", conversations(20)),
         output_directory=tmp_path / "out",
-        hyperparameters={"n_epochs": 1, "batch_size": 8, "learning_rate": 1e-3},
-        adapter={"rank": 4, "alpha": 8},
-        precision="float32",
+        hyperparameters=Hyperparameters(1, 8, 1.0, precision="float32"),
+        learning_rate=1e-3,
+        adapter=Adapter(rank=4, alpha=8),
         threads=1,
     )
 
@@ -56,10 +60,9 @@ def spec(tmp_path: Path) -> Spec:
 def losses_of(spec: Spec) -> list[float]:
     spec.output_directory.mkdir()
     made = some_examples(20)
-    model = adapter.load_base(spec.base_checkpoint_path / "model")
-    material = Material(made[2:], made[:2], 512, 0, 0)
-    run = Run(spec, model, codec(), material, Reporter(io.StringIO()), Cancellation())
-    run.train(None)
+    objective = SupervisedObjective(codec(), Material(made[2:], made[:2], "split", 0, 0))
+    run = Run(spec, objective, tokenizer(), Reporter(io.StringIO()), Cancellation())
+    run.train()
     return [entry["loss"] for entry in run.trainer.state.log_history if "loss" in entry]
 
 
@@ -71,6 +74,32 @@ def test_a_batch_in_pieces_weighs_every_learned_token_the_same(
     pieces = losses_of(spec.model_copy(update={"output_directory": tmp_path / "pieces"}))
     assert len(whole) == 3
     assert pieces == pytest.approx(whole, rel=1e-4)
+
+
+def test_the_run_is_tracked_as_its_user_calls_it(
+    spec: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[Any, Any]] = []
+
+    class Told:
+        def __init__(self, *given: Any, **named: Any) -> None:
+            told.append((given[:3], named))
+
+    monkeypatch.setattr(training, "Tracking", Told)
+    wanted = Integration("wandb", "docs", "first", ("blue", "green"), "team")
+    made = some_examples(4)
+    for integration in (None, wanted):
+        tracked = {"mlflow_tracking_uri": "x", "integration": integration}
+        objective = SupervisedObjective(codec(), Material(made[2:], made[:2], "split", 0, 0))
+        reporter = Reporter(io.StringIO())
+        Run(spec.model_copy(update=tracked), objective, tokenizer(), reporter, Cancellation())
+    assert told == [
+        (("x", spec.job, spec.model), {"name": "", "tags": {"tags": "", "entity": ""}}),
+        (
+            ("x", spec.job, "docs"),
+            {"name": "first", "tags": {"tags": "blue,green", "entity": "team"}},
+        ),
+    ]
 
 
 def test_the_score_is_the_mean_over_learned_tokens(spec: Spec) -> None:
@@ -98,12 +127,9 @@ def test_the_score_is_the_mean_over_learned_tokens(spec: Spec) -> None:
 
 def test_the_forward_pass_is_bounded_and_divides_the_batch(spec: Spec) -> None:
     def size(length: int, batch_size: int) -> int:
-        example = Example(np.zeros(length, np.int32), np.ones(length, np.bool_), False)
-        given = spec.hyperparameters.model_copy(update={"batch_size": batch_size})
-        material = Material([example], [example], 512, 0, 0)
-        return training.micro_batch_size(
-            spec.model_copy(update={"hyperparameters": given}), material
-        )
+        given = replace(spec.hyperparameters, batch_size=batch_size)
+        changed = spec.model_copy(update={"hyperparameters": given})
+        return training.micro_batch_size(changed, length)
 
     assert size(100, 8) == 8
     assert size(4096, 12) == 4
@@ -115,7 +141,7 @@ def test_a_model_without_a_chat_template_is_refused(spec: Spec) -> None:
     model_directory = spec.base_checkpoint_path / "model"
     (model_directory / "chat_template.jinja").unlink(missing_ok=True)
     with pytest.raises(JobError) as caught:
-        load_codec(model_directory, [])
+        load_codec(model_directory)
     assert caught.value.reason == "CHAT_TEMPLATE_MISSING"
 
 
@@ -129,7 +155,11 @@ def test_what_cannot_be_loaded_is_refused_in_words(tmp_path: Path) -> None:
 def test_the_digest_of_a_specification_is_of_what_is_trained_only(spec: Spec) -> None:
     moved = {"output_directory": Path("/elsewhere"), "threads": 7, "mlflow_tracking_uri": "x"}
     assert spec.model_copy(update=moved).digest == spec.digest
-    changed: dict[str, Any] = {"seed": 9, "adapter": None, "training_file_sha256": "sha256:0"}
+    changed: dict[str, Any] = {
+        "seed": 9,
+        "adapter": Adapter(kind="none"),
+        "training_file_sha256": "sha256:0",
+    }
     for key, value in changed.items():
         assert spec.model_copy(update={key: value}).digest != spec.digest
 

@@ -29,9 +29,18 @@ from millrace_tuner.events import FactRecorder
 from millrace_tuner.schema import OUTBOX
 from millrace_tuner.serving import Scene
 from millrace_tuner.store import JobStore
+from millrace_tuner.validation import Validation
 
 LEASE_SECONDS = 15.0
 DIGEST = "sha256:" + "1" * 64
+COUNTED = {
+    "training_examples": 190,
+    "training_tokens": 20_000,
+    "longest_tokens": 160,
+    "truncated_examples": 0,
+    "skipped_examples": 0,
+    "validation_examples": 0,
+}
 TRAINING_FILE = "tenants/acme/files/file-train"
 
 
@@ -63,7 +72,7 @@ class FakeModels:
         self.scenes: dict[str, Scene] = {}
         self.is_away = False
 
-    def resolve(self, tenant: str, reference: str) -> BaseVersion:
+    def resolve(self, tenant: str, reference: str, field: str) -> BaseVersion:
         if reference not in self.versions:
             raise NotFound(f"there is no version {reference}")
         return self.versions[reference]
@@ -133,6 +142,15 @@ class Parts:
             run_job=self.job,
             now=clock,
         )
+        self.validating = ScriptedJob(JobResult(COUNTED))
+        self.validation = Validation(
+            self.store,
+            self.content,
+            scratch=folder / "scratch",
+            rings=[self._ring],
+            run_job=self.validating,
+            now=clock,
+        )
         self._write_content()
 
     def _ring(self) -> None:
@@ -167,7 +185,14 @@ class Parts:
     def create(self, request_id: str = "", **wish: Any) -> Job:
         wanted = Wish(**{"base_model": "demo", "training_file": TRAINING_FILE, **wish})
         digest = manifest.sha256_bytes(repr(wanted).encode())
-        return self.app.create("acme", wanted, RequestKey(request_id, digest))
+        job = self.app.create("acme", wanted, RequestKey(request_id, digest))
+        self.validate()
+        return self.app.get("acme", job.id)
+
+    def validate(self) -> None:
+        """Validate every job that waits for it."""
+        while (lease := self.store.claim_unvalidated()) is not None:
+            self.validation.perform(lease, threading.Event())
 
     def claim(self) -> Lease:
         lease = self.store.claim()
@@ -190,6 +215,7 @@ class Parts:
             "step": step,
             "train_loss": 2.5,
             "valid_loss": 2.25,
+            "metrics": {"valid_loss": 2.25},
             "trained_tokens": 1000 * step,
             "final": final,
         }
@@ -203,6 +229,7 @@ class Parts:
 
     def train(self) -> tuple[Job, Checkpoint]:
         """Take the oldest job through its training, to one final checkpoint."""
+        self.validate()
         lease = self.claim()
         job = self.app.get("acme", lease.id)
         self.job.messages = [self.checkpoint_message(job, 20)]

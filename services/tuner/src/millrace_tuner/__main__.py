@@ -46,7 +46,14 @@ def build(settings: TunerSettings) -> Service:
     )
     attempt, workers = workers_of(settings, jobs, files, content, relay.ring)
     rings = [worker.ring for worker in workers]
-    app = TunerApp(jobs, files, models, ring_relay=relay.ring, ring_workers=rings)
+    app = TunerApp(
+        jobs,
+        files,
+        models,
+        ring_relay=relay.ring,
+        ring_workers=rings,
+        is_tracking=settings.mlflow_tracking_uri is not None,
+    )
     housekeeping = Housekeeping(app, jobs, attempt.output_directory)
     servicers = (TunerServicer(app), graders_api.servicer(settings))
 

@@ -14,7 +14,7 @@ _USES: Mapping[AdapterKind, tuple[str, ...]] = {
     "adalora": _QUANTIZED_LOW_RANK,
     "loha": _LOW_RANK,
     "lokr": _LOW_RANK,
-    "ia3": ("target_modules", "full_modules", "quantized_base"),
+    "ia3": ("target_modules", "full_modules"),
     "prompt": ("virtual_tokens", "quantized_base"),
     "prefix": ("virtual_tokens", "quantized_base"),
     "bottleneck": ("rank", "dropout", "target_modules", "quantized_base"),

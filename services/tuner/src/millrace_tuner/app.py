@@ -1,6 +1,5 @@
 """What the service does, whoever asks: tuning jobs of tenants, and their road to serving."""
 
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -8,12 +7,21 @@ from typing import Protocol, TypeVar
 
 from millrace_runtime import names, paging, telemetry
 from millrace_runtime.errors import FailedPrecondition, InvalidArgument, NotFound
-from millrace_tuner import adapter_rules, domain, hyperparameters, serving, steps
+from millrace_tuner import (
+    adapter_rules,
+    hyperparameters,
+    method_rules,
+    serving,
+    steps,
+    sweep_rules,
+    tracking_rules,
+)
 from millrace_tuner.domain import (
     BaseVersion,
     Checkpoint,
     Companion,
     FileReference,
+    Integration,
     Job,
     Outcome,
     Plan,
@@ -30,11 +38,10 @@ from millrace_tuner.methods import (
     Method,
     ProximalPolicy,
 )
+from millrace_tuner.model_ids import new_model_id
 from millrace_tuner.serving import Scene
+from millrace_tuner.sweep import Setting, Sweep
 
-_UNIQUE_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-_UNIQUE_LENGTH = 8
-_LONGEST_MODEL_ID = 256
 _SHOWN_MODELS = 10
 _SEED_BITS = 32
 
@@ -103,6 +110,8 @@ class Wish:
     hyperparameters: Hyperparameters = hyperparameters.AUTO
     adapter: Adapter | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    sweep: Sweep | None = None
+    integration: Integration | None = None
 
 
 class TunerApp:
@@ -116,6 +125,7 @@ class TunerApp:
         *,
         ring_relay: Callable[[], None],
         ring_workers: Sequence[Callable[[], None]],
+        is_tracking: bool = False,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._jobs = jobs
@@ -123,6 +133,7 @@ class TunerApp:
         self._models = models
         self._ring_relay = ring_relay
         self._ring_workers = ring_workers
+        self._is_tracking = is_tracking
         self._now = now
 
     def create(self, tenant: str, wish: Wish, request: RequestKey) -> Job:
@@ -142,7 +153,7 @@ class TunerApp:
             tenant=tenant,
             id=names.new_id("ftjob"),
             plan=plan,
-            tuned_model=_new_model_id(plan.base.model, tenant, wish.suffix),
+            tuned_model=new_model_id(plan.base.model, tenant, wish.suffix),
             create_time=now,
             update_time=now,
             metadata=wish.metadata,
@@ -153,13 +164,17 @@ class TunerApp:
         return job
 
     def _plan(self, tenant: str, wish: Wish) -> Plan:
-        adapter_rules.require_meaningful(
-            wish.adapter, wish.hyperparameters.gradient_checkpointing
-        )
+        method_rules.require_sensible(wish.method)
+        adapter_rules.require_meaningful(wish.adapter, wish.hyperparameters.gradient_checkpointing)
         training = self._file(tenant, wish.training_file, "training_file")
         validation = None
         if wish.validation_file:
             validation = self._file(tenant, wish.validation_file, "validation_file")
+        setting = Setting(
+            wish.method,
+            hyperparameters.resolve(wish.method, training.example_count, wish.hyperparameters),
+            hyperparameters.resolve_adapter(wish.adapter),
+        )
         return Plan(
             base_model=wish.base_model,
             base=self._version(tenant, wish.base_model, "base_model"),
@@ -167,18 +182,18 @@ class TunerApp:
             validation_file=validation,
             suffix=wish.suffix,
             seed=wish.seed % (1 << _SEED_BITS),
-            method=wish.method,
-            hyperparameters=hyperparameters.resolve(
-                wish.method, training.example_count, wish.hyperparameters
-            ),
-            adapter=hyperparameters.resolve_adapter(wish.adapter),
+            method=setting.method,
+            hyperparameters=setting.hyperparameters,
+            adapter=setting.adapter,
             companion=self._companion(tenant, wish.method),
+            sweep=sweep_rules.resolve(wish.sweep, setting),
+            integration=tracking_rules.allowed(wish.integration, self._is_tracking),
         )
 
     def _file(self, tenant: str, name: str, field: str) -> FileReference:
         if names.tenant_of(name) != tenant:
             raise InvalidArgument(
-                f"there is no file {names.last_id(name)}; upload it first",
+                f"there is no {names.last_id(name)}; upload it first",
                 reason="FILE_NOT_FOUND",
                 field=field,
             )
@@ -362,22 +377,6 @@ class TunerApp:
         self._ring_relay()
         for ring_worker in self._ring_workers:
             ring_worker()
-
-
-def _new_model_id(base_model: str, tenant: str, suffix: str) -> str:
-    """
-    Raises:
-        InvalidArgument: the id would be longer than a model's may be.
-    """
-    unique = "".join(secrets.choice(_UNIQUE_ALPHABET) for _ in range(_UNIQUE_LENGTH))
-    id = domain.tuned_model_id(base_model, tenant, suffix, unique)
-    if len(id) > _LONGEST_MODEL_ID:
-        raise InvalidArgument(
-            f"the tuned model's id would have {len(id)} characters, at most {_LONGEST_MODEL_ID} "
-            "are allowed; choose a shorter suffix",
-            field="suffix",
-        )
-    return id
 
 
 def _found(job: Job | None, id: str) -> Job:

@@ -13,7 +13,7 @@ from millrace_runtime import manifest, names, storage, telemetry, work
 from millrace_runtime.content import ContentOutsideRoot, ContentStore
 from millrace_runtime.leases import Lease
 from millrace_runtime.work import JobFailure, JobOutcome, JobResult
-from millrace_tuner import result_file, steps
+from millrace_tuner import result_file, steps, trials
 from millrace_tuner.app import Files
 from millrace_tuner.domain import (
     Change,
@@ -26,7 +26,7 @@ from millrace_tuner.domain import (
     Step,
     utc_now,
 )
-from millrace_tuner.job_specification import MODULES, specification
+from millrace_tuner.job_specification import module_of, specification
 
 _FOLDER = "tuning"
 _PROGRESS_SECONDS = 0.5
@@ -144,7 +144,7 @@ class Attempt:
         except (manifest.ManifestError, ContentOutsideRoot, OSError) as error:
             return work.content_failure(error)
         hearing = Hearing(self, lease, job)
-        module = MODULES[job.plan.method.kind]
+        module = module_of(job.plan)
         return self._run_job(module, spec, self._scratch / job.id, hearing.hear, stop)
 
     def output_directory(self, job: Job) -> Path:
@@ -180,14 +180,27 @@ class Attempt:
         """The job has committed a state to go on from."""
         self._jobs.change_leased(lease, lambda job: steps.keep(job, self._now()))
 
+    def record_trial(self, lease: Lease, message: dict[str, Any]) -> None:
+        """A trial of a sweep has ended, or become the job's result."""
+        event = trials.event(message)
+        self._jobs.change_leased(lease, lambda job: Change(job, (), (event,)))
+
     def _end_training(self, lease: Lease, job: Job, result: dict[str, Any]) -> None:
         metrics = Path(result["metrics_path"]).read_text(encoding="utf-8")
         content = result_file.to_csv(metrics.splitlines())
         name = self._files.add_results(job.tenant, f"{job.id}-metrics.csv", content)
+        tried = self._add_trials(job, result)
         tokens = int(result["trained_tokens"])
         self._jobs.change_leased(
-            lease, lambda job: steps.end_training(job, tokens, name, self._now())
+            lease, lambda job: steps.end_training(job, tokens, name, self._now(), tried)
         )
+
+    def _add_trials(self, job: Job, result: dict[str, Any]) -> str:
+        """The name of the file with the trials; empty where there was no sweep."""
+        if job.plan.sweep is None:
+            return ""
+        content = trials.to_csv(result["trials"])
+        return self._files.add_results(job.tenant, f"{job.id}-trials.csv", content)
 
 
 class Hearing:
@@ -205,6 +218,8 @@ class Hearing:
             self._attempt.record_checkpoint(self._lease, self._job, message)
         elif message["kind"] == "state":
             self._attempt.record_state(self._lease)
+        elif message["kind"] == "trial":
+            self._attempt.record_trial(self._lease, message)
         elif message["kind"] == "progress" and self._is_due(message):
             self._last_progress_seconds = time.monotonic()
             made = Progress(

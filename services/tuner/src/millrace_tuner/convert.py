@@ -17,6 +17,7 @@ from millrace.tuner.v1 import method_pb2 as method_pb
 from millrace.tuner.v1 import service_pb2 as pb
 from millrace_runtime import names
 from millrace_tuner.app import Wish
+from millrace_tuner.convert_sweep import sweep_from_proto, sweep_to_proto
 from millrace_tuner.domain import (
     BaseVersion,
     Checkpoint,
@@ -25,6 +26,7 @@ from millrace_tuner.domain import (
     Fact,
     Failure,
     FileReference,
+    Integration,
     Job,
     JobCancelled,
     JobFailed,
@@ -104,6 +106,8 @@ def wish_from_proto(request: pb.CreateJobRequest) -> Wish:
         suffix=request.suffix,
         seed=request.seed,
         metadata=dict(request.metadata),
+        sweep=sweep_from_proto(request),
+        integration=_integration(request),
     )
     if not request.HasField("method"):
         return wish
@@ -114,6 +118,18 @@ def wish_from_proto(request: pb.CreateJobRequest) -> Wish:
         hyperparameters=_hyperparameters(asked.hyperparameters),
         adapter=_adapter(asked.adapter) if asked.HasField("adapter") else None,
     )
+
+
+def _integration(request: pb.CreateJobRequest) -> Integration | None:
+    for asked in request.integrations:
+        return Integration(
+            type=asked.type,
+            experiment=asked.experiment,
+            run_name=asked.run_name,
+            tags=tuple(asked.tags),
+            entity=asked.entity,
+        )
+    return None
 
 
 def wanted_metadata(request: pb.ListJobsRequest) -> dict[str, str] | None:
@@ -182,6 +198,9 @@ def job_to_proto(job: Job) -> pb.Job:
         tuned_model=job.tuned_model,
         trained_tokens=job.trained_tokens,
         result_file=job.result_file,
+        trials_file=job.trials_file,
+        sweep=None if plan.sweep is None else sweep_to_proto(plan.sweep),
+        integrations=[pb.Integration(**asdict(plan.integration))] if plan.integration else [],
         create_time=_timestamp(job.create_time),
         update_time=_timestamp(job.update_time),
         finish_time=_timestamp(job.finish_time),
@@ -270,6 +289,16 @@ def _checkpoint_finished(job: Job, checkpoint: Checkpoint) -> events.CheckpointF
 
 def file_from_proto(file: data.File) -> FileReference:
     return FileReference(file.name, _content(file.content), file.example_count)
+
+
+def is_dataset(name: str) -> bool:
+    """Whether a training file's name is a dataset's."""
+    return name.split("/")[2] == "datasets"
+
+
+def file_from_dataset(dataset: data.Dataset) -> FileReference:
+    count = dataset.documents["kept_train"]
+    return FileReference(dataset.name, _content(dataset.content), count)
 
 
 def base_from_proto(version: registry.Version) -> BaseVersion:

@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from millrace_tuner import methods
 from millrace_tuner.methods import Adapter, Hyperparameters, Method
+from millrace_tuner.sweep import Sweep
 
 
 class WrongState(Exception):
@@ -39,13 +40,22 @@ class Content:
     size_bytes: int
 
 
+DATASET_FILE = "train.jsonl"
+"""What a dataset's directory holds its examples in."""
+
+
 @dataclass(frozen=True)
 class FileReference:
-    """A file of the data service, as it was when the job was made."""
+    """A file of the data service, or a dataset of examples, as it was when the job was made."""
 
     name: str
     content: Content
     example_count: int
+
+    @property
+    def is_dataset(self) -> bool:
+        """Whether its content is a directory (``DATASET_FILE``)."""
+        return self.name.split("/")[2] == "datasets"
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,23 @@ class Companion:
 
 
 @dataclass(frozen=True)
+class Integration:
+    """A run in MLflow that the metrics go to.
+
+    Attributes:
+        type: as it was asked for: "mlflow", or "wandb", whose fields say the same.
+        experiment: empty: named after the tuned model.
+        run_name: empty: named after the job.
+    """
+
+    type: str
+    experiment: str = ""
+    run_name: str = ""
+    tags: tuple[str, ...] = ()
+    entity: str = ""
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a job is to do, every "auto" resolved. Fixed when it is made."""
 
@@ -84,6 +111,8 @@ class Plan:
     hyperparameters: Hyperparameters
     adapter: Adapter
     companion: Companion | None = None
+    sweep: Sweep | None = None
+    integration: Integration | None = None
 
     @property
     def is_served(self) -> bool:
@@ -124,6 +153,8 @@ class Job:
         validate_time: when its files were found to be what its method needs.
         trained_time: when training ended and the road to serving began.
         outcome: how that road ended; it may be known before ``trained_time`` is recorded.
+        result_file: what was measured at each step, a file of the data service.
+        trials_file: the trials of a sweep, one more.
         attempts: times in a row that training has ended in a way that was not its user's fault.
     """
 
@@ -143,6 +174,7 @@ class Job:
     finish_time: datetime | None = None
     trained_tokens: int = 0
     result_file: str = ""
+    trials_file: str = ""
     attempts: int = 0
     metadata: Mapping[str, str] = field(default_factory=dict)
     traceparent: str = ""

@@ -4,9 +4,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from millrace_runtime import manifest
 from millrace_runtime.content import ContentStore
+from millrace_runtime.manifest import ManifestError
 from millrace_tuner import hyperparameters
-from millrace_tuner.domain import Content, FileReference, Job
+from millrace_tuner.domain import DATASET_FILE, Content, FileReference, Job, Plan
 
 MODULES = {
     "supervised": "millrace_tuner.jobs.supervised",
@@ -22,6 +24,13 @@ MODULES = {
     "sequence": "millrace_tuner.jobs.sequence",
 }
 """The module that trains by each method."""
+
+_SWEEP_MODULE = "millrace_tuner.jobs.sweep"
+
+
+def module_of(plan: Plan) -> str:
+    """The module that does what a job is to do."""
+    return _SWEEP_MODULE if plan.sweep is not None else MODULES[plan.method.kind]
 
 
 def specification(
@@ -41,6 +50,7 @@ def specification(
     companion = None if plan.companion is None else plan.companion.checkpoint
     return {
         "job": job.id,
+        "tenant": job.tenant,
         "model": job.tuned_model,
         "base_version": f"{plan.base.model}@{plan.base.number}",
         **_directory(content, "base_checkpoint", plan.base.checkpoint),
@@ -53,9 +63,11 @@ def specification(
         "hyperparameters": asdict(plan.hyperparameters),
         "learning_rate": rate,
         "adapter": asdict(plan.adapter),
+        "sweep": None if plan.sweep is None else asdict(plan.sweep),
         "seed": plan.seed,
         "threads": threads,
         "mlflow_tracking_uri": mlflow_tracking_uri,
+        "integration": None if plan.integration is None else asdict(plan.integration),
     }
 
 
@@ -69,5 +81,22 @@ def _directory(store: ContentStore, field: str, content: Content | None) -> dict
 def _file(store: ContentStore, field: str, file: FileReference | None) -> dict[str, str]:
     if file is None:
         return {}
-    path = store.file(file.content.uri, file.content.digest)
-    return {f"{field}_path": str(path), f"{field}_sha256": file.content.digest}
+    if file.is_dataset:
+        path, digest = _file_of_dataset(store, file.content)
+    else:
+        path, digest = store.file(file.content.uri, file.content.digest), file.content.digest
+    return {f"{field}_path": str(path), f"{field}_sha256": digest}
+
+
+def _file_of_dataset(store: ContentStore, content: Content) -> tuple[Path, str]:
+    """The file with a dataset's examples, and the digest that its manifest has for it.
+
+    Raises:
+        ManifestError: as ``specification``; also where there is no such file.
+    """
+    directory = store.directory(content.uri, content.digest)
+    found, _ = manifest.read(directory)
+    digests = {entry.path: entry.sha256 for entry in found.files}
+    if DATASET_FILE not in digests:
+        raise ManifestError(f"{directory} holds no {DATASET_FILE}")
+    return directory / DATASET_FILE, digests[DATASET_FILE]

@@ -104,7 +104,7 @@ class Supervised:
     ``packing`` puts several examples into one sequence, none of which sees another.
     """
 
-    packing: bool = False
+    packing: bool = True
     kind: Literal["supervised"] = "supervised"
 
 

@@ -9,6 +9,7 @@ from millrace.compressor.v1 import service_pb2 as compressor
 from millrace.compressor.v1 import service_pb2_grpc as compressor_grpc
 from millrace.data.v1 import service_pb2 as data
 from millrace.data.v1 import service_pb2_grpc as data_grpc
+from millrace.lifecycle.v1 import lifecycle_pb2 as lifecycle
 from millrace.registry.v1 import service_pb2 as registry
 from millrace.registry.v1 import service_pb2_grpc as registry_grpc
 from millrace_runtime.channel import call
@@ -31,9 +32,11 @@ class DataFiles:
     def training_file(self, name: str, field: str) -> FileReference:
         """
         Raises:
-            InvalidArgument: FILE_NOT_FOUND, FILE_PURPOSE; naming ``field``.
+            InvalidArgument: FILE_NOT_FOUND, FILE_PURPOSE, DATASET_NOT_READY; naming ``field``.
             Unavailable
         """
+        if convert.is_dataset(name):
+            return self._dataset(name, field)
         try:
             file = call(self._stub.GetFile, data.GetFileRequest(name=name)).file
         except NotFound as error:
@@ -48,6 +51,28 @@ class DataFiles:
                 field=field,
             )
         return convert.file_from_proto(file)
+
+    def _dataset(self, name: str, field: str) -> FileReference:
+        id = name.rpartition("/")[2]
+        try:
+            dataset = call(self._stub.GetDataset, data.GetDatasetRequest(name=name)).dataset
+        except NotFound as error:
+            raise InvalidArgument(str(error), reason="FILE_NOT_FOUND", field=field) from None
+        if not dataset.source.HasField("examples"):
+            raise InvalidArgument(
+                f"{id} holds tokens to train on; make a dataset of examples, from files with the "
+                "source type 'examples'",
+                reason="FILE_PURPOSE",
+                field=field,
+            )
+        if dataset.state != lifecycle.WORK_STATE_SUCCEEDED:
+            state = lifecycle.WorkState.Name(dataset.state).removeprefix("WORK_STATE_").lower()
+            raise InvalidArgument(
+                f"{id} is {state}; tune on it once it has succeeded",
+                reason="DATASET_NOT_READY",
+                field=field,
+            )
+        return convert.file_from_dataset(dataset)
 
     def add_results(self, tenant: str, filename: str, content: bytes) -> str:
         """

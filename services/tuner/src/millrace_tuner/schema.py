@@ -40,6 +40,7 @@ JOBS = Table(
     Column("outcome_message", Text),
     Column("trained_tokens", BigInteger, nullable=False),
     Column("result_file", String(255), nullable=False),
+    Column("trials_file", String(255), nullable=False, server_default=""),
     Column("attempts", Integer, nullable=False),
     Column("metadata", JSON, nullable=False),
     Column("traceparent", String(64), nullable=False),

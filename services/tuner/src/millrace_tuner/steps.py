@@ -110,7 +110,9 @@ def checkpoint_event(checkpoint: Checkpoint) -> JobEvent:
     )
 
 
-def end_training(job: Job, trained_tokens: int, result_file: str, now: datetime) -> Change:
+def end_training(
+    job: Job, trained_tokens: int, result_file: str, now: datetime, trials_file: str = ""
+) -> Change:
     """The last checkpoint is there; what is left is its road to serving."""
     _require(job, "trained", JobState.RUNNING)
     trained = replace(
@@ -119,6 +121,7 @@ def end_training(job: Job, trained_tokens: int, result_file: str, now: datetime)
         trained_time=now,
         trained_tokens=trained_tokens,
         result_file=result_file,
+        trials_file=trials_file,
         progress=replace(job.progress, phase=ROLLOUT_PHASE, completed=0, total=1),
         update_time=now,
     )

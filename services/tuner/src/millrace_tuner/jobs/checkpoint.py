@@ -29,6 +29,7 @@ STATE_KIND = "training-state"
 _CHECKPOINT_PREFIX = "checkpoint-"
 _STATES_NAME = "training_state"
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
+_CONFIGURATION = "config.json"
 
 
 @dataclass(frozen=True)
@@ -127,11 +128,19 @@ def commit_checkpoint(
     return Committed(target, digest, content.size_bytes, content.metadata)
 
 
-def copy_all_but_weights(base_model: Path, model: Path) -> None:
-    """Copy configuration, tokenizer and chat template byte for byte over ``model``."""
+def copy_all_but_weights(base_model: Path, model: Path, *, keep_configuration: bool) -> None:
+    """Copy configuration (unless it is to stay), tokenizer and chat template byte for byte over
+    ``model``."""
+    kept = (*_WEIGHTS, *([_CONFIGURATION] if keep_configuration else []))
     for path in sorted(base_model.iterdir()):
-        if path.is_file() and not any(path.match(pattern) for pattern in _WEIGHTS):
+        if path.is_file() and not any(path.match(pattern) for pattern in kept):
             shutil.copyfile(path, model / path.name)
+
+
+def copy_content(committed: Path, directory: Path) -> None:
+    """Copy what a committed checkpoint holds, but for its manifest."""
+    ignored = shutil.ignore_patterns(manifest.MANIFEST_NAME)
+    shutil.copytree(committed, directory, ignore=ignored, dirs_exist_ok=True)
 
 
 def report_fields(checkpoint: Committed) -> dict[str, Any]:
@@ -145,7 +154,7 @@ def report_fields(checkpoint: Committed) -> dict[str, Any]:
         "epoch": metadata["epoch"],
         "final": metadata["final"],
         "train_loss": metadata["train_loss"],
-        "valid_loss": metadata["heldout_loss"],
-        "valid_accuracy": metadata["heldout_accuracy"],
+        "valid_loss": metadata["valid"].get("valid_loss"),
+        "metrics": metadata["valid"],
         "trained_tokens": metadata["trained_tokens"],
     }

@@ -1,9 +1,10 @@
 """A model's tokenizer and chat template, as it was trained and will be served."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from millrace_runtime.jobs import JobError
 from millrace_tuner.jobs.examples import Messages
@@ -32,21 +33,37 @@ class ChatCodec:
         return ids
 
 
-def load_codec(model_directory: Path, generation_stop_ids: Sequence[int]) -> ChatCodec:
+def load_tokenizer(model_directory: Path) -> PreTrainedTokenizerBase:
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        model_directory, local_files_only=True
+    )
+    return tokenizer
+
+
+def load_plain_codec(model_directory: Path) -> ChatCodec:
+    """The tokenizer of a checkpoint, for what is no conversation."""
+    return ChatCodec(load_tokenizer(model_directory), ())
+
+
+def load_codec(model_directory: Path) -> ChatCodec:
     """The tokenizer of a checkpoint.
 
     Raises:
         JobError: CHAT_TEMPLATE_MISSING, when the model was never taught to chat.
     """
-    tokenizer = AutoTokenizer.from_pretrained(model_directory, local_files_only=True)
+    tokenizer = load_tokenizer(model_directory)
     if not tokenizer.chat_template:
         message = "the base model's tokenizer has no chat template; tune a model that has one"
         raise JobError("CHAT_TEMPLATE_MISSING", message)
-    stops = {str(tokenizer.convert_ids_to_tokens(token_id)) for token_id in generation_stop_ids}
+    stop_ids = generation_stop_ids(model_directory)
+    stops = {str(tokenizer.convert_ids_to_tokens(token_id)) for token_id in stop_ids}
     return ChatCodec(tokenizer, tuple(sorted(stops | set(tokenizer.all_special_tokens))))
 
 
-def generation_stop_ids(model: PreTrainedModel) -> list[int]:
+def generation_stop_ids(model_directory: Path) -> list[int]:
     """The tokens at which the model's generation stops."""
-    stop = model.generation_config.eos_token_id if model.generation_config else None
+    path = model_directory / "generation_config.json"
+    if not path.exists():
+        path = model_directory / "config.json"
+    stop = json.loads(path.read_text()).get("eos_token_id")
     return [] if stop is None else [stop] if isinstance(stop, int) else list(stop)

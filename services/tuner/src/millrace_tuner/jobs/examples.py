@@ -10,7 +10,7 @@ what is given and what is learnt, not even when an answer begins with a line bre
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from jinja2 import TemplateError
@@ -66,6 +66,14 @@ class Example:
         return np.where(self.is_learned, self.token_ids, np.int32(-100))
 
 
+class _HasDigest(Protocol):
+    @property
+    def digest(self) -> str: ...
+
+
+Identified = TypeVar("Identified", bound=_HasDigest)
+
+
 @dataclass(frozen=True)
 class Examples:
     """What a file gives: the examples that teach something, and what had to be cut."""
@@ -75,10 +83,11 @@ class Examples:
     skipped: int
 
 
-def cut(conversation: Conversation, codec: Codec) -> list[Segment]:
+def cut(conversation: Conversation, codec: Codec, given_messages: int = 0) -> list[Segment]:
     """The rendered conversation, cut at both ends of every answer; joined, it is the whole text.
 
-    An answer is learned through its stop token; what the template writes after it is not.
+    An answer is learned through its stop token; what the template writes after it is not. The
+    first ``given_messages`` are a prompt and stay one piece, whoever wrote them.
 
     Raises:
         JobError: CHAT_TEMPLATE_UNSUITABLE, naming the line.
@@ -89,7 +98,7 @@ def cut(conversation: Conversation, codec: Codec) -> list[Segment]:
     segments: list[Segment] = []
     cursor = 0
     for index, message in enumerate(messages):
-        if message["role"] != "assistant":
+        if message["role"] != "assistant" or index < given_messages:
             continue
         before = _render(conversation, codec, index, generation_prompt=True)
         through = _render(conversation, codec, index + 1, generation_prompt=False)
@@ -103,6 +112,18 @@ def cut(conversation: Conversation, codec: Codec) -> list[Segment]:
         cursor = end
     segments.append(Segment(whole[cursor:], is_learned=False))
     return [segment for segment in segments if segment.text]
+
+
+def prompt_text(line: int, messages: Messages, tools: Messages, codec: Codec) -> str:
+    """A conversation that waits for an answer, with the answer's opening.
+
+    Raises:
+        JobError: CHAT_TEMPLATE_UNSUITABLE, naming the line.
+    """
+    conversation = Conversation(line, tuple(messages), tuple(tools))
+    text = _render(conversation, codec, len(messages), generation_prompt=True)
+    _require_tools(conversation, text)
+    return text
 
 
 def _end_of_answer(through: str, start: int, stop_texts: Sequence[str]) -> int:
@@ -160,9 +181,11 @@ def require_separable(codec: Codec) -> None:
         raise JobError("TOKENIZER_UNSUITABLE", message)
 
 
-def encode(conversation: Conversation, codec: Codec, maximum_tokens: int) -> Example:
+def encode(
+    conversation: Conversation, codec: Codec, maximum_tokens: int, given_messages: int = 0
+) -> Example:
     """Tokenise one conversation; of one that is too long, the first ``maximum_tokens`` stay."""
-    segments = cut(conversation, codec)
+    segments = cut(conversation, codec, given_messages)
     pieces = codec.encode([segment.text for segment in segments])
     token_ids = np.concatenate([np.asarray(piece, dtype=np.int32) for piece in pieces])
     marks = [segment.is_learned for segment in segments]
@@ -199,7 +222,7 @@ def encode_all(
     return Examples(tuple(kept), truncated, len(conversations) - len(kept))
 
 
-def split(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
+def split(examples: Sequence[Identified]) -> tuple[list[Identified], list[Identified]]:
     """Set 5 % aside (1 to 64) as held-out examples, chosen by hash: (training, held out).
 
     Equal examples go to the same side, so that nothing held out is also trained on.

@@ -1,31 +1,27 @@
 """What a run measured, one JSON object a line in ``metrics.jsonl``.
 
-A training step's line is ``{"step", "train_loss", "train_accuracy", "learning_rate"}``, a
-validation's ``{"step", "valid_loss", "valid_mean_token_accuracy"}``; both may name the same
-step. Losses are means over learned tokens, in nats; accuracies are the fraction of learned
+A training step's line is ``{"step", "train_loss", "learning_rate"}`` and what else its method
+tells, a validation's ``{"step", "valid_…"}``; both may name the same step. Of supervised
+learning, losses are means over learned tokens, in nats; accuracies are the fraction of learned
 tokens that were the most likely one. The training state is the truth and this file its view:
 a job that resumes writes the file anew up to the step that it resumes from.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from millrace_runtime import manifest
 
 METRICS_NAME = "metrics.jsonl"
-_NAME_IN_TRAINER = {
-    "step": "step",
-    "loss": "train_loss",
-    "mean_token_accuracy": "train_accuracy",
-    "learning_rate": "learning_rate",
-}
+_NAME_IN_TRAINER = {"step": "step", "train_loss": "loss", "learning_rate": "learning_rate"}
 
 
-def step_line(logged: dict[str, Any]) -> dict[str, Any]:
-    """A step's line from what the trainer logged for it."""
-    return {ours: logged[theirs] for theirs, ours in _NAME_IN_TRAINER.items()}
+def step_line(logged: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """A step's line from what the trainer logged for it; ``names`` are the method's own."""
+    every = {**_NAME_IN_TRAINER, **names}
+    return {ours: logged[theirs] for ours, theirs in every.items() if theirs in logged}
 
 
 class MetricsFile:

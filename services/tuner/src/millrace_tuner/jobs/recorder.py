@@ -12,7 +12,10 @@ from millrace_tuner.jobs import checkpoint
 from millrace_tuner.jobs.cancellation import Cancellation
 from millrace_tuner.jobs.checkpoint import Committed
 from millrace_tuner.jobs.metrics import MetricsFile, step_line
+from millrace_tuner.jobs.objective import Objective
 from millrace_tuner.jobs.specification import Spec
+
+_SMOOTHING = 0.1  # weight of the newest step in the mean time of a step
 
 
 class RecordedRun(Protocol):
@@ -24,6 +27,8 @@ class RecordedRun(Protocol):
     metrics: MetricsFile
     steps_per_epoch: int
     total_steps: int
+    is_stopped_early: bool
+    objective: Objective
     trainer_directory: Path
 
     def commit_checkpoint(self, state: TrainerState) -> None: ...
@@ -38,6 +43,7 @@ class Recorder(TrainerCallback):
         self._last_state_seconds = time.monotonic()
         self._last_log_seconds = time.monotonic()
         self._tokens_logged = 0.0
+        self._step_seconds: float | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -45,8 +51,10 @@ class Recorder(TrainerCallback):
         """Bring the directory up to the state that training starts from."""
         run = self._run
         known = checkpoint.checkpoints(run.spec.output_directory, run.spec.digest)
-        steps = [step_line(entry) for entry in state.log_history if "loss" in entry]
-        run.metrics.rewrite(steps + [_validation_line(c) for c in known])
+        names = run.objective.names
+        steps = [step_line(entry, names) for entry in state.log_history if "loss" in entry]
+        between = [entry for entry in state.log_history if _is_measured(entry)]
+        run.metrics.rewrite(steps + between + [_validation_line(c) for c in known])
         at_epoch_end = state.global_step > 0 and state.global_step % run.steps_per_epoch == 0
         if at_epoch_end and state.global_step not in {c.step for c in known}:
             run.commit_checkpoint(state)
@@ -56,7 +64,7 @@ class Recorder(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         run = self._run
-        if run.cancellation.requested:
+        if run.cancellation.requested or run.is_stopped_early:
             control.should_training_stop = True
         if state.global_step % run.steps_per_epoch == 0:
             return  # the end of the epoch saves by itself
@@ -81,24 +89,31 @@ class Recorder(TrainerCallback):
     ) -> None:
         if logs is None or "loss" not in logs:
             return  # the trainer's closing summary
-        line = step_line({**logs, "step": state.global_step})
+        line = step_line({**logs, "step": state.global_step}, self._run.objective.names)
         if not math.isfinite(line["train_loss"]):
             raise JobError(
                 "TRAINING_DIVERGED",
                 f"the loss at step {state.global_step} is not a number; lower the learning rate "
-                f"(now {self._run.spec.hyperparameters.learning_rate:g})",
+                f"(now {self._run.spec.learning_rate:g})",
             )
         self._run.metrics.append(line)
         self._run.log_to_tracking(line)
         metrics = {key: value for key, value in line.items() if key != "step"}
-        metrics["tokens_per_second"] = self._tokens_per_second(logs["num_tokens"])
+        metrics |= self._pace(logs.get("num_tokens"), self._run.total_steps - state.global_step)
         self._run.reporter.progress("train", state.global_step, self._run.total_steps, metrics)
 
-    def _tokens_per_second(self, tokens: float) -> float:
+    def _pace(self, tokens: float | None, steps_left: int) -> dict[str, float]:
+        """How fast it goes, and how long it will; ``tokens`` is what the trainer has counted."""
         now = time.monotonic()
-        rate = (tokens - self._tokens_logged) / max(now - self._last_log_seconds, 1e-9)
-        self._tokens_logged, self._last_log_seconds = tokens, now
-        return rate
+        taken = max(now - self._last_log_seconds, 1e-9)
+        self._last_log_seconds = now
+        former = taken if self._step_seconds is None else self._step_seconds
+        self._step_seconds = (1 - _SMOOTHING) * former + _SMOOTHING * taken
+        pace = {"remaining_seconds": steps_left * self._step_seconds}
+        if tokens is not None:
+            pace["tokens_per_second"] = (tokens - self._tokens_logged) / taken
+            self._tokens_logged = tokens
+        return pace
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -109,12 +124,14 @@ class Recorder(TrainerCallback):
         run.reporter.report("state", step=step)
         if step % run.steps_per_epoch == 0:
             run.commit_checkpoint(state)
+            control.should_training_stop |= run.is_stopped_early
         self._last_state_seconds = self._last_log_seconds = time.monotonic()
 
 
 def _validation_line(committed: Committed) -> dict[str, Any]:
-    return {
-        "step": committed.step,
-        "valid_loss": committed.metadata["heldout_loss"],
-        "valid_mean_token_accuracy": committed.metadata["heldout_accuracy"],
-    }
+    return {"step": committed.step, **committed.metadata["valid"]}
+
+
+def _is_measured(entry: dict[str, Any]) -> bool:
+    """Whether it is what a method measured between two checkpoints."""
+    return any(name.startswith("valid_") for name in entry)

@@ -1,147 +1,113 @@
-"""One supervised fine-tuning with TRL's SFTTrainer, and what happens around its steps.
+"""One tuning run: what happens around a trainer's steps, whatever its method.
 
-The trainer gets examples that are already tokens and labels, so that nothing of TRL's own data
-preparation decides what is learned. Everything is drawn from the seed: the order of examples,
-the adapter's first weights and dropout. On one machine with one number of threads, a run that
-was killed and resumed ends with the same bytes as one that was not.
+Everything is drawn from the seed: the order of examples, the adapter's first weights and
+dropout. On one machine with one number of threads, a run that was killed and resumed ends with
+the same bytes as one that was not.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
-from transformers import (
-    PreTrainedModel,
-    PrinterCallback,
-    TrainerState,
-    set_seed,
-)
-from trl.trainer.sft_config import SFTConfig
-from trl.trainer.sft_trainer import SFTTrainer
+from transformers import PrinterCallback, Trainer, TrainerState, set_seed
+from transformers.utils import logging as transformers_logging
 
 from millrace_runtime import manifest
-from millrace_runtime.jobs import Reporter
+from millrace_runtime.jobs import JobError, Reporter
 from millrace_runtime.tracking import Tracking
-from millrace_tuner.jobs import adapter, checkpoint, evaluation, examples
+from millrace_tuner.domain import Integration
+from millrace_tuner.jobs import adapter, checkpoint, model_card, parity
+from millrace_tuner.jobs.adaptive_rank import RankAllocation
 from millrace_tuner.jobs.cancellation import Cancellation
 from millrace_tuner.jobs.checkpoint import Committed
-from millrace_tuner.jobs.codec import ChatCodec
-from millrace_tuner.jobs.evaluation import Score
-from millrace_tuner.jobs.examples import Example
+from millrace_tuner.jobs.forgetting import Forgetting
 from millrace_tuner.jobs.metrics import MetricsFile
-from millrace_tuner.jobs.order import EpochSampler
+from millrace_tuner.jobs.objective import Objective
 from millrace_tuner.jobs.recorder import Recorder
 from millrace_tuner.jobs.specification import Spec
+from millrace_tuner.methods import NOT_MERGED
 
 _MICRO_BATCH_TOKENS = 16_384  # what one forward pass holds at most, padding included
 _WARMUP_FRACTION = 0.03
 _MAXIMUM_GRADIENT_NORM = 1.0
 
 
-@dataclass(frozen=True)
-class Material:
-    """What there is to learn and to measure by, and what was cut from it."""
-
-    training: Sequence[Example]
-    heldout: Sequence[Example]
-    maximum_tokens: int
-    truncated: int
-    skipped: int
-
-    @property
-    def training_tokens(self) -> int:
-        return sum(len(example.token_ids) for example in self.training)
-
-
-class OrderedTrainer(SFTTrainer):
-    """TRL's trainer, with examples in the order of ``sampler``."""
-
-    def __init__(self, *, sampler: EpochSampler, **arguments: Any) -> None:
-        self._sampler = sampler
-        super().__init__(**arguments)
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochSampler:
-        return self._sampler
-
-
 class Run:
-    """One fine-tuning: a model, its examples, and the directory that it writes to."""
+    """One tuning: an objective, the model that learns it, and the directory that is written to."""
 
     def __init__(
         self,
         spec: Spec,
-        model: PreTrainedModel,
-        codec: ChatCodec,
-        material: Material,
+        objective: Objective,
+        tokenizer: Any,
         reporter: Reporter,
         cancellation: Cancellation,
     ) -> None:
         self.spec = spec
-        self.codec = codec
-        self.material = material
+        self.objective = objective
+        self.tokenizer = tokenizer
         self.reporter = reporter
         self.cancellation = cancellation
         self.metrics = MetricsFile(spec.output_directory)
+        _require_one_process(spec)
         self.precision = resolve_precision(spec)
-        self.micro_batch_size = micro_batch_size(spec, material)
-        self.steps_per_epoch = math.ceil(len(material.training) / spec.hyperparameters.batch_size)
-        self.total_steps = self.steps_per_epoch * spec.hyperparameters.n_epochs
+        self.micro_batch_size = micro_batch_size(spec, objective.longest_tokens)
+        self.steps_per_epoch = objective.steps_per_epoch(spec.hyperparameters.batch_size)
+        self.total_steps = self.steps_per_epoch * spec.hyperparameters.epochs
+        self.is_stopped_early = False
         self.trainer_directory = manifest.temporary_sibling(spec.output_directory / "trainer")
-        self.trainer = self._build_trainer(model)
-        self.base_score = self.measure()
+        self.trainer = self._build_trainer()
+        self.forgetting = Forgetting(spec, objective.task)
+        self.base_measured = self._measure()
         self.tracking = self._start_tracking()
 
-    def _build_trainer(self, model: PreTrainedModel) -> SFTTrainer:
+    def _build_trainer(self) -> Trainer:
+        torch.set_num_threads(self.spec.threads)
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         set_seed(self.spec.seed)
-        trainer = OrderedTrainer(
-            sampler=EpochSampler(
-                [len(example.token_ids) for example in self.material.training],
-                self.spec.hyperparameters.batch_size,
-                self.spec.seed,
-            ),
-            model=model,
-            args=self._arguments(),
-            train_dataset=_dataset(self.material.training),
-            processing_class=self.codec.tokenizer,
-            peft_config=adapter.lora_config(self.spec, model),
-            callbacks=[Recorder(self)],
-        )
+        model = self.objective.load_model(self.spec.base_checkpoint_path / "model")
+        adapter.prepare(self.spec, model, self.precision)
+        trainer = self.objective.build_trainer(self, model)
+        adapter.settle(trainer.model, self.spec.adapter.kind, self.precision)
         # The reporter says it all.
         trainer.remove_callback(PrinterCallback)  # type: ignore[no-untyped-call]
+        if self.spec.adapter.kind == "adalora":
+            allocation = RankAllocation(self, trainer.model)
+            trainer.add_callback(allocation)  # type: ignore[no-untyped-call]
+        trainer.add_callback(Recorder(self))  # type: ignore[no-untyped-call]
         return trainer
 
-    def _arguments(self) -> SFTConfig:
+    def arguments(self) -> dict[str, Any]:
+        """``transformers.TrainingArguments`` of every method."""
         given = self.spec.hyperparameters
-        return SFTConfig(
-            output_dir=str(self.trainer_directory),
-            num_train_epochs=given.n_epochs,
-            per_device_train_batch_size=self.micro_batch_size,
-            gradient_accumulation_steps=given.batch_size // self.micro_batch_size,
-            learning_rate=given.learning_rate,
-            lr_scheduler_type="linear",
-            warmup_steps=math.ceil(self.total_steps * _WARMUP_FRACTION),
-            weight_decay=0.0,
-            max_grad_norm=_MAXIMUM_GRADIENT_NORM,
-            max_length=None,
-            dataset_kwargs={"skip_prepare_dataset": True},
-            bf16=self.precision == torch.bfloat16,
-            gradient_checkpointing=False,
-            use_cpu=not torch.cuda.is_available(),
-            seed=self.spec.seed,
-            data_seed=self.spec.seed,
-            save_strategy="epoch",
-            eval_strategy="no",
-            logging_steps=1,
-            logging_nan_inf_filter=False,
-            dataloader_pin_memory=False,
-            disable_tqdm=True,
-            report_to=[],
-        )
+        return {
+            "output_dir": str(self.trainer_directory),
+            "num_train_epochs": given.epochs,
+            "per_device_train_batch_size": self.micro_batch_size,
+            "gradient_accumulation_steps": given.batch_size // self.micro_batch_size,
+            "learning_rate": self.spec.learning_rate,
+            "lr_scheduler_type": "linear",
+            "warmup_steps": math.ceil(self.total_steps * _WARMUP_FRACTION),
+            "weight_decay": 0.0,
+            "max_grad_norm": _MAXIMUM_GRADIENT_NORM,
+            "bf16": self.precision == torch.bfloat16,
+            "fp16": self.precision == torch.float16,
+            "gradient_checkpointing": given.gradient_checkpointing,
+            "gradient_checkpointing_kwargs": {"use_reentrant": False},
+            "use_cpu": not torch.cuda.is_available(),
+            "seed": self.spec.seed,
+            "data_seed": self.spec.seed,
+            "save_strategy": "epoch",
+            "eval_strategy": "no",
+            "logging_steps": 1,
+            "logging_nan_inf_filter": False,
+            "dataloader_pin_memory": False,
+            "disable_tqdm": True,
+            "report_to": [],
+        }
 
     @property
     def model(self) -> Any:
@@ -149,96 +115,126 @@ class Run:
         return self.trainer.model
 
     def _start_tracking(self) -> Tracking | None:
-        if self.spec.mlflow_tracking_uri is None:
+        uri = self.spec.mlflow_tracking_uri
+        if uri is None:
             return None
-        given = {**self.spec.hyperparameters.model_dump(), "seed": self.spec.seed}
+        given = {**asdict(self.spec.hyperparameters), "seed": self.spec.seed}
+        given["learning_rate"] = self.spec.learning_rate
+        given["method"] = self.spec.method.kind
         given["base_version"] = self.spec.base_version
-        return Tracking(self.spec.mlflow_tracking_uri, self.spec.job, self.spec.model, given)
+        wanted = self.spec.integration or Integration("mlflow")
+        return Tracking(
+            uri,
+            self.spec.tracked_as or self.spec.job,
+            wanted.experiment or self.spec.model,
+            given,
+            name=self.spec.tracked_as or wanted.run_name,
+            tags={"tags": ",".join(wanted.tags), "entity": wanted.entity},
+        )
 
-    def train(self, resume_from: Committed | None) -> None:
-        """Train to the end, committing a checkpoint at the end of each epoch.
+    def train(self) -> None:
+        """Train to the end, from the newest state on, committing a checkpoint an epoch.
 
         Raises:
             JobError: CANCELLED (the state of the last step is committed), TRAINING_DIVERGED.
         """
-        resume = None if resume_from is None else str(resume_from.path)
-        self.trainer.train(resume_from_checkpoint=resume)
+        state = checkpoint.newest_state(self.spec.output_directory, self.spec.digest)
+        self.trainer.train(resume_from_checkpoint=None if state is None else str(state.path))
         if self.tracking is not None:
             self.tracking.close()
         manifest.remove_tree(self.trainer_directory)
         self.cancellation.raise_if_requested()
 
-    def measure(self) -> Score:
-        """The score of the model as it is now on the held-out examples."""
-        return evaluation.score(
-            self.model,
-            self.material.heldout,
-            pad_token_id=self.codec.tokenizer.pad_token_id,
-            batch_size=self.micro_batch_size,
-            precision=self.precision,
-        )
-
     def commit_checkpoint(self, state: TrainerState) -> None:
         """Measure, write, commit and report the model at the end of an epoch."""
-        score = self.measure()
-        step = state.global_step
-        line = {
-            "step": step,
-            "valid_loss": score.loss,
-            "valid_mean_token_accuracy": score.accuracy,
-        }
+        measured = self._measure()
+        line = {"step": state.global_step, **measured}
         self.metrics.append(line)
         self.log_to_tracking(line)
-        target = checkpoint.checkpoint_path(self.spec.output_directory, step)
+        best = self._best_before(state.global_step)
+        self.is_stopped_early = self._is_stale(best, measured, state)
+        metadata = self._metadata(state, measured)
+        target = checkpoint.checkpoint_path(self.spec.output_directory, state.global_step)
         temporary = manifest.temporary_sibling(target)
-        # Loading a model draws random numbers, which training must not miss.
-        with torch.random.fork_rng():
-            self._write_checkpoint(temporary)
-        metadata = self._metadata(state, score)
+        if metadata["final"] and best is not None and not self._improves(measured, best):
+            metadata |= {"valid": best.metadata["valid"], "best_step": best.step}
+            metadata |= {"parity": best.metadata["parity"]} if "parity" in best.metadata else {}
+            checkpoint.copy_content(best.path, temporary)
+        else:
+            # Loading a model draws random numbers, which training must not miss.
+            with torch.random.fork_rng():
+                self._write_checkpoint(temporary)
+                metadata |= parity.metadata_of(parity.certify(self, temporary))
+        metadata |= self.forgetting.report(self.base_measured, metadata["valid"])
+        model_card.write(self.spec, temporary, metadata)
         committed = checkpoint.commit_checkpoint(temporary, self.spec.output_directory, metadata)
         self.reporter.report("checkpoint", **checkpoint.report_fields(committed))
 
+    def _measure(self) -> dict[str, float]:
+        return {**self.objective.measure(self), **self.forgetting.measure(self)}
+
+    def _best_before(self, step: int) -> Committed | None:
+        """The best earlier checkpoint, where the last is not to be the best by itself."""
+        if not self.spec.hyperparameters.early_stopping_patience:
+            return None
+        known = checkpoint.checkpoints(self.spec.output_directory, self.spec.digest)
+        best = None
+        for committed in known:
+            if committed.step < step and (
+                best is None or self._improves(committed.metadata["valid"], best)
+            ):
+                best = committed
+        return best
+
+    def _improves(self, measured: dict[str, float], on: Committed) -> bool:
+        return self.objective.criterion.is_better(measured, than=on.metadata["valid"])
+
+    def _is_stale(
+        self, best: Committed | None, measured: dict[str, float], state: TrainerState
+    ) -> bool:
+        if best is None or self._improves(measured, best):
+            return False
+        epochs = (state.global_step - best.step) // self.steps_per_epoch
+        return epochs >= self.spec.hyperparameters.early_stopping_patience
+
     def _write_checkpoint(self, temporary: Path) -> None:
         base_model = self.spec.base_checkpoint_path / "model"
-        tokenizer = self.codec.tokenizer
-        if self.spec.adapter is None:
-            adapter.save_tuned(base_model, self.model.state_dict(), temporary / "model")
+        load = self.objective.load_model
+        if self.spec.adapter.kind == "none":
+            adapter.save_tuned(load, base_model, self.model.state_dict(), temporary / "model")
         else:
             adapter.save_adapter(self.model, temporary / "adapter", self.spec)
-            adapter.save_merged(base_model, temporary / "adapter", temporary / "model")
-        stream = examples.heldout_stream(
-            self.material.heldout, tokenizer.eos_token_id, len(tokenizer)
-        )
-        (temporary / "evaluation").mkdir()
-        np.save(temporary / "evaluation" / "heldout-00000.npy", stream, allow_pickle=False)
+        if self.spec.adapter.kind not in NOT_MERGED | {"none"}:
+            adapter.save_merged(load, base_model, temporary / "adapter", temporary / "model")
+        stream = self.objective.heldout_stream()
+        if stream is not None:
+            (temporary / "evaluation").mkdir()
+            np.save(temporary / "evaluation" / "heldout-00000.npy", stream, allow_pickle=False)
 
-    def _metadata(self, state: TrainerState, score: Score) -> dict[str, Any]:
+    def _metadata(self, state: TrainerState, measured: dict[str, float]) -> dict[str, Any]:
         epoch = state.global_step // self.steps_per_epoch
-        trained_tokens = epoch * self.material.training_tokens
-        spec = self.spec
+        of_epoch = self.objective.counts.training_tokens
+        trained_tokens = state.num_input_tokens_seen if of_epoch is None else epoch * of_epoch
+        spec, counts = self.spec, asdict(self.objective.counts)
+        del counts["training_tokens"]
         return {
             "model": spec.model,
             "job": spec.job,
             "spec_digest": spec.digest,
             "step": state.global_step,
             "epoch": epoch,
-            "final": state.global_step == self.total_steps,
+            "final": self.is_stopped_early or state.global_step == self.total_steps,
             "tokens_seen": trained_tokens,
             "trained_tokens": trained_tokens,
             "train_loss": self._epoch_loss(state),
-            "heldout_loss": score.loss,
-            "heldout_accuracy": score.accuracy,
-            "base_heldout_loss": self.base_score.loss,
-            "base_heldout_accuracy": self.base_score.accuracy,
-            "training_examples": len(self.material.training),
-            "heldout_examples": len(self.material.heldout),
-            "heldout_source": "split" if spec.validation_file_path is None else "validation_file",
-            "truncated_examples": self.material.truncated,
-            "skipped_examples": self.material.skipped,
+            "valid": measured,
+            "base_valid": self.base_measured,
+            **counts,
+            "method": asdict(spec.method),
             "config": {
-                **spec.hyperparameters.model_dump(),
-                "adapter": None if spec.adapter is None else spec.adapter.model_dump(mode="json"),
-                "maximum_sequence_tokens": self.material.maximum_tokens,
+                **asdict(spec.hyperparameters),
+                "learning_rate": spec.learning_rate,
+                "adapter": asdict(spec.adapter),
                 "precision": str(self.precision).removeprefix("torch."),
                 "seed": spec.seed,
             },
@@ -259,26 +255,38 @@ class Run:
             self.tracking.log(int(line["step"]), metrics)
 
 
+def _require_one_process(spec: Spec) -> None:
+    """
+    Raises:
+        JobError: ZERO_STAGE_UNSUPPORTED: accelerate switches DeepSpeed off on CPUs, and a job of
+            one process has nothing to share its states with.
+    """
+    if spec.hyperparameters.zero_stage:
+        message = "zero_stage: a tuning job is one process and has no states to share; leave it out"
+        raise JobError("ZERO_STAGE_UNSUPPORTED", message)
+
+
 def resolve_precision(spec: Spec) -> torch.dtype:
-    """bfloat16 where the processor multiplies it natively, unless ``spec`` says otherwise."""
-    if spec.precision != "auto":
-        return torch.bfloat16 if spec.precision == "bfloat16" else torch.float32
+    """bfloat16 where the processor multiplies it natively, unless ``spec`` says otherwise.
+
+    Raises:
+        JobError: PRECISION_UNSUPPORTED, of float16 without a GPU: PyTorch does not scale its
+            gradients there, and the small ones would vanish.
+    """
+    asked = spec.hyperparameters.precision
+    if asked == "float16" and not torch.cuda.is_available():
+        message = "precision float16 needs a GPU; on this machine bfloat16 and float32 train"
+        raise JobError("PRECISION_UNSUPPORTED", message)
+    if asked != "auto":
+        dtype: torch.dtype = getattr(torch, asked)
+        return dtype
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
 
-def micro_batch_size(spec: Spec, material: Material) -> int:
+def micro_batch_size(spec: Spec, longest_tokens: int) -> int:
     """The most examples that one forward pass takes: a divisor of the batch, within memory."""
-    longest = max(len(example.token_ids) for example in (*material.training, *material.heldout))
-    limit = max(_MICRO_BATCH_TOKENS // longest, 1)
+    limit = max(_MICRO_BATCH_TOKENS // longest_tokens, 1)
     batch_size = spec.hyperparameters.batch_size
     return max(size for size in range(1, min(limit, batch_size) + 1) if batch_size % size == 0)
-
-
-def _dataset(training: Sequence[Example]) -> Dataset:
-    columns = {
-        "input_ids": [example.token_ids for example in training],
-        "labels": [example.labels for example in training],
-    }
-    return Dataset.from_dict(columns)
