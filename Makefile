@@ -36,7 +36,7 @@ setup: ## Make the two virtual environments (quick when nothing changed)
 test: setup .venv-lm-eval/installed ## Every check and every test; T=path runs one test alone
 ifeq ($(T),)
 	@$(MAKE) --no-print-directory check
-	@$(PYTHON) -m pytest
+	@deploy/checks/tests.sh
 else
 	@$(PYTHON) -m pytest $(T)
 endif

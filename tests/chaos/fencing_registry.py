@@ -7,7 +7,7 @@ after it had lost its lease can be told.
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.managers import BaseManager
@@ -21,12 +21,13 @@ from millrace_registry.domain import RolloutState, Traffic, VersionState, utc_no
 from millrace_registry.events import FactRecorder
 from millrace_registry.repository import ModelRepository
 from millrace_registry.schema import OUTBOX
-from millrace_registry.triton import Loaded
+from millrace_registry.triton import Loaded, NotScored
 from millrace_registry.triton_config import EngineSettings
 from millrace_runtime.content import ContentStore
 from millrace_runtime.database import Database
 from millrace_runtime.leases import LeaseLost
 from millrace_runtime.outbox import Outbox
+from millrace_runtime.parity import Scores
 
 # The registry's own tests know how to fill a registry; they are not a package.
 sys.path.append(str(Path(__file__).parents[2] / "services" / "registry" / "tests"))
@@ -109,6 +110,12 @@ class RemoteTriton:
 
     def ask(self, model: str, version: int, prompt: str) -> str:
         return str(self._proxy.call(self._caller, "ask", model, version, prompt))
+
+    def score(self, model: str, version: int, token_ids: Sequence[int]) -> Scores:
+        raise NotScored("no version here has anything to compare with")
+
+    def score_last(self, model: str, version: int, token_ids: Sequence[int]) -> float | None:
+        raise NotScored("no version here has anything to compare with")
 
 
 class Registry:

@@ -67,6 +67,21 @@ def test_a_tuned_models_checkpoint_answers_by_the_name_that_its_job_tells(
     assert {tuned.fine_tuned_model, first.fine_tuned_model_checkpoint} <= set(listed)
 
 
+def test_a_tuned_models_checkpoint_is_shared_with_another_project(
+    mesh: Mesh, tuned: FineTuningJob
+) -> None:
+    assert tuned.fine_tuned_model
+    permissions = mesh.openai.fine_tuning.checkpoints.permissions
+    other = mesh.openai.with_options(api_key=mesh.post("/keys", {"tenant": "friends"})["secret"])
+    (given,) = permissions.create(tuned.fine_tuned_model, project_ids=["friends"])
+    answer = other.completions.create(model=tuned.fine_tuned_model, prompt="import", max_tokens=2)
+    assert answer.usage is not None
+    assert [model.id for model in other.models.list()] == [tuned.fine_tuned_model]
+    permissions.delete(given.id, fine_tuned_model_checkpoint=tuned.fine_tuned_model)
+    with pytest.raises(openai.NotFoundError):
+        other.completions.create(model=tuned.fine_tuned_model, prompt="import", max_tokens=2)
+
+
 def test_a_step_that_was_not_saved_is_refused_with_those_that_were(
     mesh: Mesh, tuned: FineTuningJob
 ) -> None:

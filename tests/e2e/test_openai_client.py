@@ -128,3 +128,27 @@ def test_the_environment_is_all_that_unmodified_code_needs(mesh: Mesh, model: st
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) in (1, 2)
+
+
+def test_a_tuned_model_says_when_served_what_it_said_when_trained(
+    mesh: Mesh, tuned: FineTuningJob
+) -> None:
+    parity = mesh.get(f"/versions/{tuned.fine_tuned_model}")["measurements"]["parity"]
+    stages = {stage["stage"]: stage for stage in parity["stages"]}
+    assert list(stages) == ["adapter", "merge", "template", "quantisation", "serving"]
+    assert [stage["mismatch"] for stage in stages.values()] == [None] * len(stages)
+    assert parity["probes"] >= 8
+    assert stages["template"]["tokens"] > 100
+    for name in ("adapter", "merge", "quantisation", "serving"):
+        stage = stages[name]
+        assert stage["tokens"] > 50
+        assert 0 <= stage["mean_difference"] <= stage["mean_limit"]
+
+
+def test_a_tuned_model_has_a_card(mesh: Mesh, tuned: FineTuningJob) -> None:
+    response = mesh.rest.get(f"/models/{tuned.fine_tuned_model}/card")
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith("text/markdown")
+    assert response.text.startswith("---\nbase_model: ")
+    assert f"# {tuned.fine_tuned_model}\n" in response.text
+    assert "## Parity\n" in response.text

@@ -8,8 +8,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from millrace_gateway import chat_template
+from millrace_registry.triton import NotScored, Triton
+from millrace_runtime.parity import Probe
+from millrace_tuner.jobs import parity
 from millrace_tuner.jobs.codec import ChatCodec
-from tests.engine.served import ServedEngine, is_installed
+from tests.engine.served import MODEL, ServedEngine, is_installed
 from tests.engine.tiny_model import TinyModel
 
 pytestmark = [
@@ -106,3 +109,34 @@ def read_by(engine: ServedEngine, text: str) -> list[int]:
     answer = engine.ask(text, max_tokens=0, prompt_logprobs=True)
     assert not answer.error
     return [entry["id"] for entry in answer.prompt_logprobs]
+
+
+def test_the_registry_scores_what_the_engine_serves(engine: ServedEngine) -> None:
+    """What a rollout waits for: the same figures, of a whole prompt or token by token."""
+    ids = [5, 9, 70, 12, 33, 8]
+    answer = engine.ask(ids, max_tokens=0, prompt_logprobs=True)
+    expected = [entry["logprob"] for entry in answer.prompt_logprobs][1:]
+    registry = Triton(engine.address, None)
+    assert registry.score(MODEL, 1, ids) == expected
+    assert registry.score_last(MODEL, 1, ids) == pytest.approx(expected[-1], abs=1e-4)
+    with pytest.raises(NotScored, match="vocabulary"):
+        registry.score(MODEL, 1, [5, 10_000_000])
+    with pytest.raises(NotScored):
+        registry.score("default.nobody", 1, ids)
+
+
+@pytest.mark.parametrize("probe", parity.CONVERSATIONS, ids=lambda probe: probe.name)
+def test_probes(probe: Probe, gateway: Any, tiny: TinyModel, engine: ServedEngine) -> None:
+    """The ids in a tuned model's certificate are those that its gateway and its engine make."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny.model)
+    tokenizer.chat_template = TEMPLATES["chatml"]
+    text = parity.render(tokenizer, probe)
+    assert probe.messages is not None
+    assert text == chat_template.render(
+        TEMPLATES["chatml"],
+        probe.messages,
+        bos_token=tokenizer.bos_token or "",
+        eos_token=tokenizer.eos_token or "",
+    )
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert read_by(engine, text) == ids

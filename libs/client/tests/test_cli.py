@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import httpx
 import pytest
 from fake_gateway import FakeGateway, error, page, stream
 from typer.testing import CliRunner, Result
@@ -175,6 +176,23 @@ def test_a_dataset_of_files_uploads_them_first(millrace: CommandLine, tmp_path: 
     }
 
 
+def test_a_dataset_of_examples_has_no_recipe(millrace: CommandLine, tmp_path: Path):
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("{}")
+    millrace.gateway.answer("POST /v1/files", {"id": "file-1"}).answer(
+        "POST /v1/datasets", {"id": "dataset-1", "status": "queued"}
+    )
+    assert millrace("datasets", "create", str(pairs), "--examples").exit_code == 0
+    assert b"fine-tune" in millrace.gateway.requests[0].content
+    assert millrace.gateway.body() == {
+        "source": {"type": "examples", "files": ["file-1"]},
+        "display_name": "",
+    }
+    millrace.gateway.answer("POST /v1/fine_tuning/jobs", {"id": "ftjob-1", "status": "queued"})
+    assert millrace("tune", "create", "-M", "demo", "-f", "dataset-1").exit_code == 0
+    assert millrace.gateway.body()["training_file"] == "dataset-1"
+
+
 def test_tuning_uploads_a_path_and_takes_an_id_as_it_is(millrace: CommandLine, tmp_path: Path):
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text("{}")
@@ -261,6 +279,12 @@ def test_events_on_one_line_each(millrace: CommandLine):
 def test_events_as_json_lines(millrace: CommandLine):
     millrace.gateway.answer("GET /v1/events", stream(f"data: {json.dumps(EVENT)}"))
     assert json.loads(millrace("events", "--json").stdout) == EVENT
+
+
+def test_a_models_card_is_printed_as_it_is(millrace: CommandLine):
+    card = "---\nlicense: mit\n---\n# [bold]ft:demo[/bold]\n"
+    millrace.gateway.answer("GET /v1/models/ft:demo/card", httpx.Response(200, text=card))
+    assert millrace("models", "card", "ft:demo").output == card
 
 
 def test_versions_show_before_and_after(millrace: CommandLine):

@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import httpx
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from fake_gateway import FakeGateway, error, page
 from typer.testing import CliRunner, Result
@@ -86,6 +89,72 @@ def test_a_small_file_goes_at_once(gateway: FakeGateway) -> None:
         assert expected in form
     assert b'name="expires_after[seconds]"\r\n\r\n3600' in form
     assert b'name="expires_after[anchor]"\r\n\r\ncreated_at' in form
+
+
+def rows(count: int) -> list[dict[str, object]]:
+    return [{"prompt": f"{number}", "completion": "a" * number} for number in range(count)]
+
+
+def sent_rows(gateway: FakeGateway) -> list[dict[str, object]]:
+    """What the last upload's parquet holds."""
+    content = gateway.requests[-1].content
+    start, end = content.index(b"PAR1"), content.rindex(b"PAR1") + 4
+    return pyarrow.parquet.read_table(pa.BufferReader(content[start:end])).to_pylist()
+
+
+def test_a_saved_dataset_is_sent_as_parquet(gateway: FakeGateway) -> None:
+    table = pa.Table.from_pylist(rows(2500))
+    saved = Path("saved")
+    saved.mkdir()
+    names = ("data-00000-of-00002.arrow", "data-00001-of-00002.arrow")
+    for name, part in zip(names, (table[:1500], table[1500:]), strict=True):
+        with pa.ipc.new_stream(saved / name, table.schema) as writer:
+            writer.write_table(part)
+    state = {"_data_files": [{"filename": name} for name in names], "_split": "train"}
+    (saved / "state.json").write_text(json.dumps(state))
+    gateway.answer("POST /v1/files", FILE)
+    result = millrace(gateway, "upload", "saved", "-p", "fine-tune")
+    assert result.exit_code == 0, result.output
+    assert b'filename="saved.parquet"' in gateway.requests[-1].content
+    assert sent_rows(gateway) == rows(2500)
+
+
+def test_a_folder_of_parquet_is_sent_as_one_file(gateway: FakeGateway) -> None:
+    shards = Path("hub/data")
+    shards.mkdir(parents=True)
+    for number in (0, 1):
+        part = pa.Table.from_pylist(rows(20)[number * 10 : number * 10 + 10])
+        pyarrow.parquet.write_table(part, shards / f"train-0000{number}-of-00002.parquet")
+    gateway.answer("POST /v1/files", FILE)
+    assert millrace(gateway, "upload", "hub", "-p", "fine-tune").exit_code == 0
+    assert sent_rows(gateway) == rows(20)
+    pyarrow.parquet.write_table(part, shards / "test-00000-of-00001.parquet")
+    result = millrace(gateway, "upload", "hub", "-p", "fine-tune")
+    assert "holds the splits test, train" in str(result.exception)
+
+
+def test_a_folder_that_is_no_dataset_is_said_so(gateway: FakeGateway) -> None:
+    Path("folder").mkdir()
+    arguments = ("upload", "folder", "-p")
+    assert "is no dataset" in str(millrace(gateway, *arguments, "fine-tune").exception)
+    assert "--purpose fine-tune" in millrace(gateway, *arguments, "batch").output
+    Path("folder/dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    said = str(millrace(gateway, *arguments, "fine-tune").exception)
+    assert "give folder/<split>" in said
+    Path("folder/dataset_dict.json").unlink()
+    Path("folder/a.parquet").write_bytes(b"PAR1 not parquet PAR1")
+    assert "cannot be read" in str(millrace(gateway, *arguments, "fine-tune").exception)
+    assert gateway.requests == []
+
+
+def test_without_pyarrow_it_says_what_to_install(
+    gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("folder").mkdir()
+    Path("folder/a.parquet").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    result = millrace(gateway, "upload", "folder", "-p", "fine-tune")
+    assert "install pyarrow" in str(result.exception)
 
 
 def test_a_large_file_goes_in_parts(gateway: FakeGateway, client: Millrace) -> None:

@@ -71,6 +71,32 @@ def method(gateway: FakeGateway, *arguments: str) -> Any:
     return gateway.body()["method"]
 
 
+@pytest.mark.parametrize(
+    ("space", "asked"),
+    [
+        (None, {"trials": 8}),
+        ({"beta": {"low": 0.1, "high": 1}}, {"parameters": {"beta": {"low": 0.1, "high": 1}}}),
+        ({"metric": "valid_loss", "patience": 2}, {"metric": "valid_loss", "patience": 2}),
+    ],
+)
+def test_a_sweep_is_asked_for(gateway: FakeGateway, tmp_path: Path, space: Any, asked: Any) -> None:
+    file = tmp_path / "space.json"
+    file.write_text(json.dumps(space))
+    more = () if space is None else ("--sweep-space", str(file))
+    method(gateway, "--sweep", "8", *more)
+    assert gateway.body()["sweep"] == {"trials": 8, **asked}
+
+
+def test_a_sweeps_space_needs_its_trials(gateway: FakeGateway, tmp_path: Path) -> None:
+    file = tmp_path / "space.json"
+    file.write_text('{"trials": 4}')
+    space = ("--sweep-space", str(file))
+    for more, said in ((space, "needs --sweep N"), (("--sweep", "4", *space), "as --sweep N")):
+        result = run(gateway, "create", "-M", "demo", "-f", "file-1", *more)
+        assert result.exit_code == 2
+        assert said in result.output
+
+
 def test_a_bare_job_leaves_everything_to_the_service(gateway: FakeGateway) -> None:
     assert method(gateway) == {"type": "supervised", "supervised": {"hyperparameters": {}}}
     assert gateway.body() == {

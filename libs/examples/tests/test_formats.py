@@ -15,6 +15,7 @@ from millrace_examples.formats import (
 )
 from millrace_examples.kinds import (
     Classified,
+    Columns,
     Conversation,
     Example,
     Judged,
@@ -194,6 +195,7 @@ GOOD: list[tuple[str, dict[str, Any], Example]] = [
     ("classification", {"text": "Buy!", "label": "spam"}, Classified(3, "Buy!", (), "spam")),
     ("classification", {"messages": [USER], "label": 0}, Classified(3, "", (USER,), 0)),
     ("pairs", {"source": "Haus", "target": "house"}, Pair(3, "Haus", "house")),
+    ("table", {"q": "What?", "n": 4, "no": None}, Columns(3, {"q": "What?", "n": 4})),
 ]
 
 
@@ -493,3 +495,27 @@ def test_names_and_values_in_messages_are_short_and_printable() -> None:
     for place, message in found:
         f"{place}{message}".encode()
         assert len(place) + len(message) < 300
+
+
+def test_a_table_is_what_nothing_else_is() -> None:
+    assert candidates({"prompt": "Question?", "answer": "A"})[0].name == "prompt"
+    assert [f.name for f in candidates({"question": "Q", "more": ["x"]})] == []
+    assert [f.name for f in candidates({"question": "one column"})] == []
+    row = {"instruction": "I", "output": "O"}
+    assert candidates_for(row, Columns)[0].parse(1, row) == Columns(1, row)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"question": "Q", "chosen": "A", "rejected": "B"}, {"instruction": "I", "answer": "A"}],
+)
+def test_a_flat_row_without_what_its_format_needs_may_be_for_a_template(
+    row: dict[str, Any],
+) -> None:
+    assert [f.name for f in alternatives(row)][1:] == ["table"]
+    assert len(alternatives({**row, "prompt": "P", "output": "O"})) == 1
+
+
+def test_a_row_of_a_table_is_flat() -> None:
+    found = row_mistakes(candidates({"a": "1", "b": "2"})[0], {"a": ["1"], "b": "2"})
+    assert found == [("a", "must be a string or a number, not a list")]

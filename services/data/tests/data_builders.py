@@ -24,6 +24,8 @@ from millrace_data.domain import (
 from millrace_data.events import FactRecorder
 from millrace_data.file_bytes import FileBytes
 from millrace_data.part_bytes import PartBytes
+from millrace_data.prompt_store import PromptStore
+from millrace_data.prompts import PromptApp
 from millrace_data.schema import METADATA, OUTBOX
 from millrace_data.store import DatasetStore, FileStore
 from millrace_data.upload_store import UploadStore
@@ -117,6 +119,7 @@ class Parts:
         self.stored = FileBytes(self.content, MAXIMUM_FILE_BYTES)
         self.file_store = FileStore(database, record, clock)
         self.upload_store = UploadStore(database, self.file_store, clock)
+        self.prompts = PromptApp(PromptStore(database), now=clock)
         self.part_bytes = PartBytes(self.content, MAXIMUM_PART_BYTES)
         self.dataset_store = self.store_of("one")
         self.rings: list[str] = []

@@ -260,8 +260,10 @@ class FakeTuner(tuner_grpc.TunerServiceServicer):
         self.jobs = Table("job")
         self.events: dict[str, list[Any]] = {}
         self.checkpoints = Table("checkpoint")
+        self.created: list[Any] = []
 
     async def CreateJob(self, request: Any, context: Any) -> Any:
+        self.created.append(request)
         if request.base_model != "demo":
             mistake = InvalidArgument("base_model: no such model", field="base_model")
             await fail(context, mistake)
@@ -278,6 +280,9 @@ class FakeTuner(tuner_grpc.TunerServiceServicer):
             seed=request.seed or 42,
             method=request.method,
             metadata=request.metadata,
+            integrations=request.integrations,
+            sweep=request.sweep if request.HasField("sweep") else None,
+            prompt=request.prompt if request.HasField("prompt") else None,
             state=lifecycle_pb2.WORK_STATE_QUEUED,
             tuned_model="ft:demo:default:docs:k3x9ab",
         )
@@ -393,6 +398,7 @@ class FakeRegistry(registry_grpc.RegistryServiceServicer):
         self.rollouts = Table("rollout")
         self.versions: dict[str, Any] = {}
         self.deleted: list[str] = []
+        self.models = {"demo"}
         self.lineage_asked: list[str] = []
         self.reports: list[Any] = []
         self.held: list[str] = []
@@ -424,7 +430,7 @@ class FakeRegistry(registry_grpc.RegistryServiceServicer):
         return registry_pb2.HoldVersionResponse()
 
     async def DeleteModel(self, request: Any, context: Any) -> Any:
-        if not request.name.endswith("/models/demo"):
+        if request.name.rpartition("/")[2] not in self.models:
             await fail(context, NotFound(f"there is no model {request.name!r}"))
         self.deleted.append(request.name)
         return registry_pb2.DeleteModelResponse()

@@ -30,6 +30,7 @@ from millrace_gateway.__main__ import MIGRATIONS
 from millrace_gateway.app import KeyRing, Keys
 from millrace_gateway.batches.store import BatchStore
 from millrace_gateway.domain import Principal, Role
+from millrace_gateway.permissions import Permissions, PermissionTable
 from millrace_gateway.replicas import Replicas
 from millrace_gateway.serving import serve
 from millrace_gateway.settings import GatewaySettings
@@ -111,6 +112,7 @@ class Mesh:
             table.rows.clear()
         self.registry.versions.clear()
         self.registry.held.clear()
+        self.registry.models = {"demo"}
         self.registry.refused = ""
         self.seen.metadata.clear()
         self.data.upload_parents.clear()
@@ -223,6 +225,7 @@ class Mesh:
             self.relay,
             self.batches,
             WebhookService(settings, self.database),
+            Permissions(PermissionTable(self.database)),
             replicas,
             alive,
             self._stop,

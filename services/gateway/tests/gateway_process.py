@@ -30,6 +30,8 @@ from gateway_fakes import (
 from millrace.registry.v1 import service_pb2 as registry_pb2
 from millrace_testkit.servers import free_port, is_listening, wait_until
 
+TUNED = "ft:demo:default:docs:k3x9ab"
+
 
 class GatedTriton(FakeTriton):
     """While ``is_held``, what it answers stands still after the first piece.
@@ -61,7 +63,7 @@ class GatedTriton(FakeTriton):
 
 
 class Services:
-    """The services and Tritons, which outlive the gateways; all Tritons serve ``demo``."""
+    """The services and Tritons, which outlive the gateways; all Tritons serve all models."""
 
     def __init__(self, tritons: int = 1) -> None:
         self.tritons = [GatedTriton() for _ in range(tritons)]
@@ -91,8 +93,9 @@ class Services:
         )
         self.registry.routes = [
             registry_pb2.Route(
-                tenant="default", model="demo", triton_model="default.demo", targets=[target]
+                tenant="default", model=model, triton_model="default.demo", targets=[target]
             )
+            for model in ("demo", TUNED)
         ]
         services, self.address = await start_services(
             self.data, FakeTrainer(), FakeTuner(self.data), FakeCompressor(), self.registry

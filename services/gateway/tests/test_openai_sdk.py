@@ -395,7 +395,19 @@ def test_fine_tuning_with_legacy_hyperparameters(mesh: Mesh) -> None:
             "method.supervised.hyperparameters.x",
         ),
         ({"suffix": "no spaces"}, "suffix"),
-        ({"integrations": [{"type": "wandb"}]}, "integrations"),
+        ({"seed": 2**32}, "seed"),
+        ({"suffix": "x" * 65}, "suffix"),
+        ({"metadata": {"k" * 65: "v"}}, "metadata." + "k" * 65),
+        ({"metadata": {"k": "v" * 513}}, "metadata.k"),
+        ({"metadata": {str(number): "v" for number in range(17)}}, "metadata"),
+        ({"integrations": [{"type": "wandb"}]}, "integrations[0].wandb"),
+        ({"integrations": [{"type": "comet"}]}, "integrations[0].type"),
+        ({"integrations": [{"type": "wandb", "wandb": {}}]}, "integrations[0].wandb.project"),
+        (
+            {"integrations": [{"type": "mlflow", "wandb": {"project": "p"}}]},
+            "integrations[0].wandb",
+        ),
+        ({"integrations": [{"type": "mlflow"}] * 2}, "integrations"),
     ],
 )
 def test_fine_tuning_mistakes(mesh: Mesh, change: dict[str, Any], param: str) -> None:

@@ -146,6 +146,7 @@ def test_a_fault_of_ours_is_logged_and_says_nothing(
 ) -> None:
     async def broken() -> None:
         dataset = data_pb2.Dataset(name="tenants/default/datasets/dataset-1")
+        dataset.source.files.SetInParent()
         mesh.data.datasets.rows[dataset.name] = dataset  # in a state that there is not
 
     mesh.in_loop(broken)

@@ -12,10 +12,12 @@ from typing import Any
 import openai
 import pytest
 from gateway_fakes import Answer
-from gateway_process import GatedTriton, Gateway, Services
+from gateway_process import TUNED, GatedTriton, Gateway, Services
 from sqlalchemy import text
 from test_batches import CHAT, ended, jsonl, line, read, upload
 
+from millrace.compressor.v1 import service_pb2 as compressor_pb2
+from millrace.registry.v1 import service_pb2 as registry_pb2
 from millrace_runtime.database import open_database
 from millrace_testkit.servers import wait_until
 
@@ -229,6 +231,28 @@ def test_a_key_that_is_revoked_at_one_is_refused_at_the_other(world: World) -> N
 
         wait_until(is_unknown, 30, "the key is refused")
         assert all(is_unknown() for _ in range(3))
+
+
+def test_a_permission_that_one_takes_back_is_refused_at_the_other(world: World) -> None:
+    registry, name = world.services.registry, f"tenants/default/models/{TUNED}/versions/1"
+    made_of = compressor_pb2.CheckpointReference(name="tenants/default/jobs/j/checkpoints/c")
+    registry.versions[name] = registry_pb2.Version(name=name, checkpoint=made_of)
+    with world.gateways[0].http() as http:
+        secret = http.post("/v1/keys", json={"tenant": "acme"}).raise_for_status().json()["secret"]
+        place = f"/v1/fine_tuning/checkpoints/{TUNED}/permissions"
+        asked = http.post(place, json={"project_ids": ["acme"]}).raise_for_status().json()
+        with world.gateways[1].client(secret, max_retries=0) as client:
+
+            def may_ask() -> bool:
+                try:
+                    client.chat.completions.create(model=TUNED, messages=MESSAGES)
+                except openai.NotFoundError:
+                    return False
+                return True
+
+            wait_until(may_ask, 30, "the project may ask")
+            http.delete(f"{place}/{asked['data'][0]['id']}").raise_for_status()
+            wait_until(lambda: not may_ask(), 30, "the project may not ask")
 
 
 def test_the_other_goes_on_when_one_is_killed(world: World) -> None:

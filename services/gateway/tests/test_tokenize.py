@@ -44,6 +44,8 @@ def artifact(mesh: Mesh, name: str, tokenizer: Tokenizer | None) -> tuple[Path, 
     target = mesh.data_root / name
     temporary = manifest.temporary_sibling(target)
     (temporary / "openvino_model.bin").write_bytes(b"weights")
+    if name == "tuned":
+        (temporary / "README.md").write_text("---\nlicense: mit\n---\n# Grüße\n")
     if tokenizer is not None:
         tokenizer.save(str(temporary / "tokenizer.json"))
         (temporary / "tokenizer_config.json").write_text(json.dumps(CONFIGURATION))
@@ -176,3 +178,21 @@ def test_which_model(mesh: Mesh) -> None:
     client = mesh.http()
     del client.headers["authorization"]
     assert client.get("/tokenizer_info").status_code == 401
+
+
+def test_a_models_card_is_that_of_its_artifact(mesh: Mesh) -> None:
+    folders = serve(mesh, tuned=trained("a b c"))
+    found = mesh.http().get("/v1/models/demo@1/card")
+    assert found.status_code == 200, found.text
+    assert found.headers["content-type"] == "text/markdown; charset=utf-8"
+    assert found.text == "---\nlicense: mit\n---\n# Grüße\n"
+    (folders["tuned"] / "README.md").write_text("---\nlicense: none\n---\n")
+    changed = mesh.http().get("/v1/models/demo@1/card")
+    assert (changed.status_code, changed.json()["error"]["code"]) == (503, "artifact_unreadable")
+
+
+def test_a_model_without_a_card_says_so(mesh: Mesh) -> None:
+    serve(mesh, plain=trained("a b c"))
+    found = mesh.http().get("/v1/models/demo@1/card")
+    assert found.status_code == 404
+    assert "has no card" in found.json()["error"]["message"]

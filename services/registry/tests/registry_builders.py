@@ -1,9 +1,10 @@
 """What the registry's tests start from: stores on a real database, and a Triton that is played."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import select
@@ -19,12 +20,13 @@ from millrace_registry.lineage_store import Lineage
 from millrace_registry.repository import ModelRepository
 from millrace_registry.schema import HOLDS, OUTBOX, TRAFFIC
 from millrace_registry.store import Catalogue
-from millrace_registry.triton import Loaded, LoadFailed, TritonUnavailable
+from millrace_registry.triton import Loaded, LoadFailed, NotScored, TritonUnavailable
 from millrace_registry.triton_config import EngineSettings
 from millrace_runtime import cloudevent, manifest
 from millrace_runtime.content import ContentStore
 from millrace_runtime.database import Database, migrate
 from millrace_runtime.outbox import Outbox
+from millrace_runtime.parity import Report, Scores
 
 MIGRATIONS = Path(millrace_registry.__file__).parent / "migrations"
 TARGET = compressor_pb2.Target.Name(compressor_pb2.TARGET_OPENVINO_INT8)
@@ -41,6 +43,8 @@ class FakeTriton:
         self.broken: dict[Key, str] = {}
         self.silent: set[Key] = set()
         self.asked: list[Key] = []
+        self.shifts: dict[Key, float] = {}
+        self.unscored: set[Key] = set()
         self.loads = 0
         self.on_index: Callable[[], None] = lambda: None
 
@@ -76,6 +80,14 @@ class FakeTriton:
         self.asked.append((model, version))
         ready = self.loaded.get((model, version), Loaded("", "")).state == "READY"
         return "" if ready and (model, version) not in self.silent else "it does not answer"
+
+    def score(self, model: str, version: int, token_ids: Sequence[int]) -> Scores:
+        if (model, version) in self.silent | self.unscored:
+            raise NotScored("it does not answer")
+        return [-1.0 - self.shifts.get((model, version), 0.0)] * (len(token_ids) - 1)
+
+    def score_last(self, model: str, version: int, token_ids: Sequence[int]) -> float | None:
+        return self.score(model, version, token_ids)[-1]
 
     def ready(self) -> set[Key]:
         return {key for key, loaded in self.loaded.items() if loaded.state == "READY"}
@@ -165,7 +177,7 @@ class World:
             now=self.clock,
         )
 
-    def artifact(self, name: str) -> Content:
+    def artifact(self, name: str, parity: Report | None = None) -> Content:
         """A committed artifact with the files that the registry reads."""
         target = self.content.working_path(f"artifacts/{name}")
         temporary = manifest.temporary_sibling(target)
@@ -173,6 +185,8 @@ class World:
         tokenizer = {"eos_token": "<|im_end|>", "chat_template": "{{ messages }}"}
         (temporary / "tokenizer_config.json").write_text(json.dumps(tokenizer))
         (temporary / "weights.bin").write_text(name)
+        if parity is not None:
+            parity.write(temporary)
         digest = manifest.commit(temporary, target, "artifact", {})
         self.artifacts[name] = Content(self.content.publish(target), digest, 100)
         return self.artifacts[name]
@@ -183,10 +197,12 @@ class World:
         model: str = "demo",
         tenant: str = "acme",
         is_by_hand: bool = False,
+        parity: Report | None = None,
     ) -> None:
         """The compressor finishes an artifact."""
-        self.artifact(f"{model}-{number}")
-        self.finish_again(number, model, tenant, is_by_hand)
+        self.artifact(f"{model}-{number}", parity)
+        measured = {} if parity is None else {"parity": {"probes": len(parity.probes)}}
+        self.finish_again(number, model, tenant, is_by_hand, measured)
 
     def finish_again(
         self,
@@ -194,6 +210,7 @@ class World:
         model: str = "demo",
         tenant: str = "acme",
         is_by_hand: bool = False,
+        measured: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """The fact of an artifact that was written before comes (again)."""
         content = {"uri": "file:///c", "digest": "sha256:" + "c" * 64, "size_bytes": "1"}
@@ -209,7 +226,7 @@ class World:
                 "content": content,
                 "evaluation": content,
             },
-            measurements={"original_perplexity": 10.0},
+            measurements={"original_perplexity": 10.0, **measured},
             base_model="",
             traceparent="",
             is_by_hand=is_by_hand,

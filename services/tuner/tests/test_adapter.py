@@ -170,7 +170,7 @@ def stop_at(run: Run, step: int, cancellation: Cancellation) -> None:
     run.trainer.add_callback(Stop())
 
 
-def test_half_of_adaptive_ranks_are_given_up(spec: Spec) -> None:
+def test_a_part_of_adaptive_ranks_is_given_up(spec: Spec) -> None:
     run, final = trained(with_adapter(spec, kind="adalora", rank=4))
     kept = [
         int((weight != 0).sum())

@@ -3,7 +3,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace_tuner import hyperparameters
-from millrace_tuner.methods import Adapter, DirectPreference, Hyperparameters, Supervised
+from millrace_tuner.methods import (
+    Adapter,
+    ContinuedPretraining,
+    DirectPreference,
+    Hyperparameters,
+    Supervised,
+)
 
 
 @pytest.mark.parametrize(
@@ -51,3 +57,11 @@ def test_an_adapter_is_completed() -> None:
     assert hyperparameters.resolve_adapter(asked) == Adapter(rank=4, alpha=8.0, dropout=0.1)
     unsaid = Adapter(rank=0, alpha=0.0, virtual_tokens=0)
     assert hyperparameters.resolve_adapter(unsaid) == Adapter()
+
+
+def test_the_data_of_a_tuned_base_is_not_there_to_be_replayed() -> None:
+    asked = ContinuedPretraining()
+    assert hyperparameters.resolve_method(asked, "demo") == ContinuedPretraining(0.05)
+    assert hyperparameters.resolve_method(asked, "ft:demo:acme::x") == ContinuedPretraining(0.0)
+    wanted = ContinuedPretraining(0.5)
+    assert hyperparameters.resolve_method(wanted, "ft:demo:acme::x") == wanted

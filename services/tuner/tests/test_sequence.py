@@ -78,7 +78,8 @@ def test_targets_are_learned_and_the_committed_model_writes_them(spec: Spec) -> 
     assert valid["valid_exact_match"] > 0.7
     assert valid["valid_loss"] < base["valid_loss"] / 4
     model = AutoModelForSeq2SeqLM.from_pretrained(final.path / "model").eval()
-    held = [json.loads(line) for line in Path(str(spec.validation_file_path)).open()]
+    assert spec.validation_file_path is not None
+    held = [json.loads(line) for line in spec.validation_file_path.read_text().splitlines()]
     matches = 0
     for pair in held:
         ids = pair_tokenizer()(pair["source"], return_tensors="pt")["input_ids"]

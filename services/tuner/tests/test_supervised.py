@@ -127,7 +127,7 @@ def test_configuration_tokenizer_and_template_are_the_bases_byte_for_byte(
 ) -> None:
     base, tuned = ground.folder / "base/model", Path(finished.result["checkpoint_path"]) / "model"
     names = {path.name for path in base.iterdir()}
-    assert {path.name for path in tuned.iterdir()} == names
+    assert {path.name for path in tuned.iterdir()} == names | {"README.md"}
     assert {"config.json", "generation_config.json", "tokenizer.json"} <= names
     for name in names - {"model.safetensors"}:
         assert (tuned / name).read_bytes() == (base / name).read_bytes()

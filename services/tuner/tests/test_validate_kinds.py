@@ -64,7 +64,7 @@ def test_a_window_is_an_example(tmp_path: Path) -> None:
 
 def test_replay_that_there_is_no_data_for_is_refused_before_the_job_waits(tmp_path: Path) -> None:
     with pytest.raises(JobError) as caught:
-        counted(spec(tmp_path, ContinuedPretraining(), [{"text": "the mill"}]))
+        counted(spec(tmp_path, ContinuedPretraining(0.05), [{"text": "the mill"}]))
     assert caught.value.reason == "REPLAY_UNAVAILABLE"
 
 

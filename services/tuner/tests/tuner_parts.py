@@ -26,6 +26,7 @@ from millrace_tuner.domain import (
     RequestKey,
 )
 from millrace_tuner.events import FactRecorder
+from millrace_tuner.prompt import Prompt
 from millrace_tuner.schema import OUTBOX
 from millrace_tuner.serving import Scene
 from millrace_tuner.store import JobStore
@@ -50,12 +51,18 @@ class FakeFiles:
     def __init__(self) -> None:
         self.files: dict[str, FileReference] = {}
         self.results: dict[str, bytes] = {}
+        self.prompts: dict[tuple[str, int], Prompt] = {}
         self.is_away = False
 
     def training_file(self, name: str, field: str) -> FileReference:
         if name not in self.files:
             raise InvalidArgument(f"there is no file {name}", field=field)
         return self.files[name]
+
+    def prompt(self, name: str, version: int) -> Prompt:
+        if (name, version) not in self.prompts:
+            raise InvalidArgument(f"there is no prompt {name}", field="prompt.prompt")
+        return self.prompts[name, version]
 
     def add_results(self, tenant: str, filename: str, content: bytes) -> str:
         if self.is_away:

@@ -44,12 +44,13 @@ from millrace_registry.schema import (
     VERSIONS,
 )
 from millrace_registry.store import Catalogue
-from millrace_registry.triton import Loaded
+from millrace_registry.triton import Loaded, NotScored
 from millrace_registry.triton_config import EngineSettings
 from millrace_registry.upstream import ArtifactReconciler
 from millrace_runtime.bus import Subscription
 from millrace_runtime.manifest import ManifestMismatch
 from millrace_runtime.outbox import Outbox
+from millrace_runtime.parity import Scores
 from tests.chaos.delivery.faults import Neighbours
 from tests.chaos.delivery.world import Facts, Happening, State, World, fact_line, happening, renamed
 
@@ -101,6 +102,12 @@ class Triton:
 
     def ask(self, model: str, version: int, prompt: str) -> str:
         return "" if version in self._loaded.get(model, ()) else "it is not loaded"
+
+    def score(self, model: str, version: int, token_ids: Sequence[int]) -> Scores:
+        raise NotScored("no version here has anything to compare with")
+
+    def score_last(self, model: str, version: int, token_ids: Sequence[int]) -> float | None:
+        raise NotScored("no version here has anything to compare with")
 
 
 class Compressor:

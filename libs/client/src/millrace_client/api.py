@@ -98,6 +98,7 @@ class Millrace:
         self.keys = Collection(self, "/v1/keys")
         self.batches = Collection(self, "/v1/batches")
         self.webhooks = Collection(self, "/v1/webhook_endpoints")
+        self.prompts = Collection(self, "/v1/prompts")
 
     def close(self) -> None:
         self._http.close()
@@ -136,6 +137,11 @@ class Millrace:
     def lineage(self, identifier: str) -> Json:
         """What a resource or a digest came from and led to."""
         return self.request("GET", f"/v1/lineage/{identifier}")
+
+    def card(self, model: str) -> str:
+        """A model's card, Markdown with YAML before it."""
+        with self._stream("GET", f"/v1/models/{model}/card") as response:
+            return response.read().decode()
 
     def download(self, file_id: str, target: IO[bytes]) -> None:
         """Copy a file's bytes to ``target``, which has a part of them when this raises."""

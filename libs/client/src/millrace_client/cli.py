@@ -21,6 +21,7 @@ from millrace_client.commands import (
     lineage,
     mesh,
     models,
+    prompts,
     rollouts,
     runs,
     trace,
@@ -87,7 +88,7 @@ _COMMANDS: Mapping[str, Sequence[Callable[..., None]]] = {
         mesh.logs,
         doctor.doctor,
     ),
-    "Talk": (chat.chat, chat.complete, models.models),
+    "Talk": (chat.chat, chat.complete),
     "Understand": (events.events, trace.trace, lineage.lineage, models.versions),
 }
 _GROUPS: Mapping[str, typer.Typer] = {
@@ -96,6 +97,7 @@ _GROUPS: Mapping[str, typer.Typer] = {
     "runs": runs.app,
     "tune": tune.app,
     "graders": graders.app,
+    "prompts": prompts.app,
     "compressions": compressions.app,
     "rollouts": rollouts.app,
     "deployments": deployments.app,
@@ -108,6 +110,7 @@ _GROUPS: Mapping[str, typer.Typer] = {
 for _panel, _commands in _COMMANDS.items():
     for _command in _commands:
         app.command(rich_help_panel=_panel)(_command)
+app.add_typer(models.app, name="models", rich_help_panel="Talk")
 for _name, _group in _GROUPS.items():
     app.add_typer(_group, name=_name, rich_help_panel="Lifecycle", no_args_is_help=True)
 

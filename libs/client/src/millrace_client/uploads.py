@@ -14,9 +14,11 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from millrace_client.api import REQUEST_ID_HEADER, Json, Millrace
+from millrace_client.dataset_folder import as_parquet
 from millrace_client.output import error_console
 
 PART_BYTES = 16 * 2**20
+_EXAMPLES = "fine-tune"
 # A large file takes its time to be sent and checked.
 _TIMEOUT_SECONDS = 600.0
 _MIME_TYPE = "application/octet-stream"
@@ -51,15 +53,16 @@ class _Wish:
 
 
 def file_id(client: Millrace, given: str, purpose: str) -> str:
-    """An id as it is; a path is uploaded first.
+    """An id as it is, also a dataset's where it may stand for a file; a path is uploaded first.
 
     Raises:
         BadParameter: it is neither.
     """
     path = Path(given)
-    if given.startswith("file-") and not path.exists():
+    ids = ("file-", "dataset-") if purpose == _EXAMPLES else ("file-",)
+    if given.startswith(ids) and not path.exists():
         return given
-    if not path.is_file():
+    if not path.is_file() and not (path.is_dir() and purpose == _EXAMPLES):
         raise typer.BadParameter(f"{given!r} is neither a file here nor the id of an upload")
     return str(upload(client, path, purpose)["id"])
 
@@ -74,8 +77,17 @@ def upload(
 ) -> Json:
     """Upload one file; ``purpose`` as the OpenAI API has it. A large one shows how far it is.
 
-    The same large file uploaded twice is one file.
+    The same large file uploaded twice is one file. A folder of Hugging Face's ``datasets`` is
+    sent as parquet.
+
+    Raises:
+        NotADataset
     """
+    if path.is_dir():
+        with as_parquet(path) as file:
+            return upload(
+                client, file, purpose, expire_seconds=expire_seconds, part_bytes=part_bytes
+            )
     if path.stat().st_size <= part_bytes:
         return _upload_at_once(client, path, purpose, expire_seconds)
     with _bar() as bar:

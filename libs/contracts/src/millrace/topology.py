@@ -34,7 +34,7 @@ class Fact:
         fact: ``<resource>.<past tense>``, the end of its subject.
         producer: stage that publishes it.
         message: its data, a protobuf message; the message's full name is the CloudEvents type.
-        consumers: stages that act on it (people and the gateway's event stream read all).
+        consumers: stages that act on it (people, the gateway's event stream and webhooks read all).
     """
 
     fact: str

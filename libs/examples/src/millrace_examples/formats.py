@@ -18,6 +18,7 @@ from millrace_examples import (
     preference,
     prompt_completion,
     sharegpt,
+    table,
     text,
 )
 from millrace_examples.conversions import converts
@@ -44,7 +45,11 @@ FORMATS: tuple[Format, ...] = (
     openai_reinforcement.FORMAT,
     text.FORMAT,
     pairs.FORMAT,
+    table.FORMAT,
 )
+
+# What a row of a format always has, and one for a prompt template may lack.
+_NEEDED = {"preference": "prompt", "alpaca": "output"}
 
 
 def candidates(row: Row) -> list[Format]:
@@ -64,11 +69,21 @@ def alternatives(row: Row) -> list[Format]:
     """The formats to check a file in that begins with ``row``: a second only where it is open.
 
     Messages that end with a question are a prompt, or a conversation whose answer is missing;
-    only the rest of the file can tell.
+    only the rest of the file can tell. So it is with flat rows that lack what their format needs:
+    they may be rows for a prompt template.
     """
     found = candidates(row)
-    is_open = openai_reinforcement.FORMAT in found
-    return found[:1] + ([openai_reinforcement.FORMAT] if is_open else [])
+    if openai_reinforcement.FORMAT in found:
+        return [found[0], openai_reinforcement.FORMAT]
+    if table.FORMAT in found and _lacks(row, found[0]):
+        return [found[0], table.FORMAT]
+    return found[:1]
+
+
+def _lacks(row: Row, likeliest: Format) -> bool:
+    """Whether no prompt (or answer) stands where ``likeliest`` has it: a template may give it."""
+    needed = _NEEDED.get(likeliest.name)
+    return needed is not None and row.get(needed) is None
 
 
 def candidates_for(row: Row, wanted: type[Example]) -> list[Format]:
@@ -82,7 +97,7 @@ def row_mistakes(chosen: Format, row: Row) -> list[Mistake]:
     if found:
         return found
     if not chosen.recognises(row):
-        other = candidates(row)
+        other = [found for found in candidates(row) if found is not table.FORMAT]
         if other:
             message = f"holds {other[0].title}, but the file began with {chosen.title}"
             return [("", f"{message}: keep one format a file")]

@@ -80,4 +80,12 @@ class Pair:
     target: str
 
 
-Example = Conversation | Preference | Judged | Task | Text | Classified | Pair
+@dataclass(frozen=True)
+class Columns:
+    """A row of a table, for a prompt template: ``values`` are strings, numbers, true or false."""
+
+    line: int
+    values: dict[str, Any]
+
+
+Example = Conversation | Preference | Judged | Task | Text | Classified | Pair | Columns

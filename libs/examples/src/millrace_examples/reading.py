@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import TypeVar
 
+from millrace_examples import table
 from millrace_examples.conversions import convert, converts
 from millrace_examples.format import Format
 from millrace_examples.formats import (
@@ -15,6 +16,7 @@ from millrace_examples.formats import (
 )
 from millrace_examples.kinds import (
     Classified,
+    Columns,
     Conversation,
     Example,
     Judged,
@@ -35,8 +37,9 @@ _WORDS: dict[type[Example], str] = {
     Text: "plain text",
     Classified: "texts with labels",
     Pair: "pairs of texts",
+    Columns: "rows of columns",
 }
-Wanted = TypeVar("Wanted", Conversation, Preference, Judged, Task, Text, Classified, Pair)
+Wanted = TypeVar("Wanted", Conversation, Preference, Judged, Task, Text, Classified, Pair, Columns)
 
 
 class ExamplesError(Exception):
@@ -75,10 +78,10 @@ def _read(path: Path, wanted: type[Wanted], purpose: str, method: str) -> list[W
     examples: list[Wanted] = []
     for row in rows_of(path, container_of(path, wants_text=wanted is Text)):
         if row.problem:
-            raise _invalid(purpose, row.line, "", row.problem)
+            raise invalid(purpose, row.line, "", row.problem)
         chosen = chosen or _choose(row, wanted, purpose, method)
         for place, message in row_mistakes(chosen, row.value):
-            raise _invalid(purpose, row.line, place, message)
+            raise invalid(purpose, row.line, place, message)
         examples += _converted(chosen.parse(row.line, row.value), wanted, purpose)
     return examples
 
@@ -90,13 +93,17 @@ def _choose(first: ReadRow, wanted: type[Example], purpose: str, method: str) ->
         return found[0]
     others = alternatives(first.value)
     if not others:
-        raise _invalid(purpose, first.line, "", unknown_format(first.value))
+        raise invalid(purpose, first.line, "", unknown_format(first.value))
     shapes = " or ".join(f.shape for f in FORMATS if converts(f.kind, wanted))
     needs = f"method {method} needs" if method else "needed are"
+    if wanted is Columns:
+        needs = "a job with a prompt template (`prompt`) needs"
     message = (
         f"{needs} {_WORDS[wanted]}; the {purpose} holds {others[0].title}: "
         f"write each line as {shapes}"
     )
+    if others[0] is table.FORMAT:
+        message += ", or name a prompt template for the columns as the job's `prompt`"
     raise ExamplesError("WRONG_FORMAT", message)
 
 
@@ -104,7 +111,7 @@ def _converted(example: Example, wanted: type[Wanted], purpose: str) -> list[Wan
     made = convert(example, wanted)
     if not made:
         message = f"cannot be read as one of {_WORDS[wanted]}"
-        raise _invalid(purpose, example.line, "", message)
+        raise invalid(purpose, example.line, "", message)
     return made
 
 
@@ -123,7 +130,8 @@ def _verify(path: Path, expected_sha256: str, purpose: str) -> None:
         raise ExamplesError("FILE_CHANGED", message)
 
 
-def _invalid(purpose: str, line: int, place: str, message: str) -> ExamplesError:
+def invalid(purpose: str, line: int, place: str, message: str) -> ExamplesError:
+    """INVALID_EXAMPLE, naming line and field."""
     problem = Problem(line, place, message)
     text = f"{purpose}, {problem}; correct the line and upload again"
     return ExamplesError("INVALID_EXAMPLE", text)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from millrace_examples.kinds import (
     Classified,
+    Columns,
     Conversation,
     Example,
     Judged,
@@ -20,6 +21,7 @@ from millrace_examples.kinds import (
     Text,
     Tools,
 )
+from millrace_examples.table import text_of
 
 BYTES_PER_TOKEN = 4
 TOKENS_PER_MESSAGE = 4
@@ -51,7 +53,7 @@ def messages_of(example: Example) -> Messages:
             return example.messages + example.completion
         case Conversation() | Task() | Classified():
             return example.messages
-        case Text() | Pair():
+        case Text() | Pair() | Columns():
             return ()
 
 
@@ -64,6 +66,8 @@ def _texts(example: Example) -> Iterator[str]:
             yield from (example.source, example.target)
         case Classified():
             yield example.text
+        case Columns():
+            yield from (text_of(value) for value in example.values.values())
         case Conversation() | Preference() | Judged() | Task():
             yield from _tools(example.tools)
 

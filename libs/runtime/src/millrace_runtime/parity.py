@@ -42,8 +42,8 @@ class Limits:
 LIMITS = {
     "float32": Limits(0.001, 0.02),
     "float16": Limits(0.02, 0.5),
-    "bfloat16": Limits(0.1, 2.0),
-    "int8": Limits(0.2, 4.0),
+    "bfloat16": Limits(0.05, 1.0),
+    "int8": Limits(0.1, 2.0),
     "nf4": Limits(0.5, 8.0),
 }
 """By the coarsest type that the weights of one of the two forms were rounded to."""
@@ -174,12 +174,3 @@ def first_mismatch(stages: Iterable[Stage]) -> str:
         if stage.mismatch:
             return f"parity is broken at the stage {stage.stage!r}: {stage.mismatch}"
     return ""
-
-
-def summary(stages: Iterable[Stage]) -> str:
-    """One line for people: each stage, and its largest difference."""
-    return "Parity: " + ", ".join(
-        stage.stage
-        + (" the same" if stage.maximum_difference is None else f" {stage.maximum_difference:.2g}")
-        for stage in stages
-    )

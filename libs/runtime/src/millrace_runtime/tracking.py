@@ -9,6 +9,9 @@ import queue
 import sys
 import threading
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 _BATCH_SECONDS = 2.0
@@ -18,12 +21,40 @@ _CLOSE_SECONDS = 15.0
 Point = tuple[str, float, int, int]  # key, value, step, milliseconds since the epoch
 
 
-class Tracking:
-    """Sends what it is given to one MLflow run, found again by its tag after a restart."""
+@dataclass(frozen=True)
+class _Run:
+    """What MLflow is told of a run."""
 
-    def __init__(self, uri: str, job: str, model: str, parameters: dict[str, Any]) -> None:
+    job: str
+    experiment: str
+    name: str
+    tags: Mapping[str, str]
+    parameters: Mapping[str, Any]
+
+
+class Tracking:
+    """Sends what it is given to one MLflow run, found again by its tag after a restart.
+
+    Args:
+        job: what the run is found again by.
+        experiment: MLflow's, made where there is none.
+        name: of the run; empty: ``job``.
+        tags: of the run; empty ones are left out.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        job: str,
+        experiment: str,
+        parameters: dict[str, Any],
+        *,
+        name: str = "",
+        tags: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._points: queue.Queue[Point | None] = queue.Queue()
-        arguments = (uri, job, model, parameters)
+        given = {key: value for key, value in tags.items() if value}
+        arguments = (uri, _Run(job, experiment, name or job, given, parameters))
         self._thread = threading.Thread(target=self._send, args=arguments, daemon=True)
         self._thread.start()
 
@@ -37,13 +68,13 @@ class Tracking:
         self._points.put(None)
         self._thread.join(_CLOSE_SECONDS)
 
-    def _send(self, uri: str, job: str, model: str, parameters: dict[str, Any]) -> None:
+    def _send(self, uri: str, run: _Run) -> None:
         try:
-            self._send_to(uri, job, model, parameters)
+            self._send_to(uri, run)
         except Exception as error:  # whatever a tracking server does must not reach the run
             print(f"tracking at MLflow ends: {type(error).__name__}: {error}", file=sys.stderr)
 
-    def _send_to(self, uri: str, job: str, model: str, parameters: dict[str, Any]) -> None:
+    def _send_to(self, uri: str, run: _Run) -> None:
         # MLflow reads these when it is imported; its defaults retry for minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -51,7 +82,7 @@ class Tracking:
         from mlflow.tracking import MlflowClient
 
         client = MlflowClient(tracking_uri=uri)
-        run_id = _find_or_create_run(client, job, model, parameters)
+        run_id = _find_or_create_run(client, run)
         while points := self._next_batch():
             metrics = [Metric(key, value, now, step) for key, value, step, now in points]
             client.log_batch(run_id, metrics=metrics)
@@ -74,13 +105,14 @@ class Tracking:
         return points
 
 
-def _find_or_create_run(client: Any, job: str, model: str, parameters: dict[str, Any]) -> str:
-    experiment = client.get_experiment_by_name(model)
-    experiment_id = experiment.experiment_id if experiment else client.create_experiment(model)
-    found = client.search_runs([experiment_id], filter_string=f"tags.`millrace.job` = '{job}'")
+def _find_or_create_run(client: Any, run: _Run) -> str:
+    experiment = client.get_experiment_by_name(run.experiment)
+    id = experiment.experiment_id if experiment else client.create_experiment(run.experiment)
+    found = client.search_runs([id], filter_string=f"tags.`millrace.job` = '{run.job}'")
     if found:
         return str(found[0].info.run_id)
-    run = client.create_run(experiment_id, run_name=job, tags={"millrace.job": job})
-    for key, value in parameters.items():
-        client.log_param(run.info.run_id, key, value)
-    return str(run.info.run_id)
+    tags = {**run.tags, "millrace.job": run.job}
+    made = client.create_run(id, run_name=run.name, tags=tags)
+    for key, value in run.parameters.items():
+        client.log_param(made.info.run_id, key, value)
+    return str(made.info.run_id)

@@ -21,6 +21,7 @@ from millrace_compressor.domain import (
     Verdict,
     utc_now,
 )
+from millrace_compressor.rows import measurements_of
 from millrace_runtime import storage, telemetry, work
 from millrace_runtime.content import ContentOutsideRoot, ContentStore
 from millrace_runtime.leases import Lease
@@ -174,10 +175,3 @@ class CompressionRunner:
 def progress_of(message: Mapping[str, Any]) -> Progress:
     """A job's ``progress`` line."""
     return Progress(message["phase"], message["completed"], message["total"], message["metrics"])
-
-
-def measurements_of(document: Mapping[str, Any]) -> Measurements:
-    """The measurements in a job's ``result`` line; what the domain does not judge stays in the
-    artifact's ``quality.json``."""
-    known = Measurements.__dataclass_fields__
-    return Measurements(**{key: value for key, value in document.items() if key in known})

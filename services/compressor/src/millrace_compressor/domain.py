@@ -1,8 +1,10 @@
-"""What a compression is. Standard library only."""
+"""What a compression is."""
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+
+from millrace_runtime.parity import Stage
 
 MAXIMUM_ATTEMPTS = 3
 # The job's own faults, worth another try; anything else is said by the job and final.
@@ -73,8 +75,19 @@ class GatePolicy:
 
 
 @dataclass(frozen=True)
+class Parity:
+    """Whether an artifact says what the model in training said of ``probes`` fixed probes."""
+
+    probes: int
+    stages: tuple[Stage, ...] = ()
+
+
+@dataclass(frozen=True)
 class Measurements:
-    """Original beside artifact, on the same held-out windows. None: not measured, or not finite."""
+    """Original beside artifact, on the same held-out windows. None: not measured, or not finite.
+
+    ``parity`` is None where there is nothing to compare with: a checkpoint without probes.
+    """
 
     original_perplexity: float | None = None
     artifact_perplexity: float | None = None
@@ -87,6 +100,7 @@ class Measurements:
     token_seconds: float | None = None
     peak_memory_bytes: int = 0
     evaluated_tokens: int = 0
+    parity: Parity | None = None
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,21 @@
 """The gate: from measurements and a policy to a verdict. Pure.
 
 What a policy judges must be measured: a measurement that is missing or not a finite number
-does not pass, whatever the limit.
+does not pass, whatever the limit. Parity is judged whatever the policy.
 """
 
 import math
 from collections.abc import Iterator
 
-from millrace_compressor.domain import GatePolicy, Measurements, Verdict
+from millrace_compressor.domain import GatePolicy, Measurements, Parity, Verdict
+
+_STAGES = frozenset(("merge", "template"))
+_LAST_STAGES = frozenset(("export", "quantisation"))
 
 
 def decide(measured: Measurements, policy: GatePolicy) -> Verdict:
     """Whether an artifact is good enough; one sentence a broken rule, with the figures."""
-    reasons = tuple(_broken(measured, policy))
+    reasons = (*_mismatches(measured.parity), *_broken(measured, policy))
     return Verdict(passed=not reasons, reasons=reasons)
 
 
@@ -39,6 +42,19 @@ def latency_seconds(measured: Measurements) -> float | None:
     assert measured.first_token_seconds is not None
     assert measured.token_seconds is not None
     return measured.first_token_seconds + measured.token_seconds
+
+
+def _mismatches(parity: Parity | None) -> Iterator[str]:
+    """Where the artifact is not what was trained; with probes, all stages must have been made."""
+    if parity is None:
+        return
+    made = {stage.stage for stage in parity.stages}
+    missing = sorted(_STAGES - made) + ([] if made & _LAST_STAGES else [min(_LAST_STAGES)])
+    if missing:
+        yield f"parity was not measured at the stage {missing[0]!r}, and there are probes"
+    for stage in parity.stages:
+        if stage.mismatch:
+            yield f"parity is broken at the stage {stage.stage!r}: {stage.mismatch}"
 
 
 def _broken(measured: Measurements, policy: GatePolicy) -> Iterator[str]:

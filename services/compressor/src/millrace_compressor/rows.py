@@ -1,5 +1,6 @@
 """Rows of the service's tables as values of its domain, and back."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -13,12 +14,14 @@ from millrace_compressor.domain import (
     GatePolicy,
     Measurements,
     Order,
+    Parity,
     Progress,
     State,
     Target,
     Verdict,
 )
 from millrace_runtime.manifest import sha256_bytes
+from millrace_runtime.parity import Stage
 
 
 def recipe_digest(order: Order) -> str:
@@ -71,11 +74,22 @@ def compression_of(row: Row[Any]) -> Compression:
         progress=Progress(**row.progress),
         failure=Failure(row.failure_reason, row.failure_message) if row.failure_reason else None,
         verdict=Verdict(verdict["passed"], tuple(verdict["reasons"])) if verdict else None,
-        measurements=Measurements(**row.measurements) if row.measurements else None,
+        measurements=measurements_of(row.measurements) if row.measurements else None,
         artifact=Content(**row.artifact) if row.artifact else None,
         start_time=row.start_time,
         finish_time=row.finish_time,
     )
+
+
+def measurements_of(document: Mapping[str, Any]) -> Measurements:
+    """Measurements as the job reports them, and as they are kept; what the domain does not judge
+    stays in the artifact's ``quality.json``."""
+    known = {k: v for k, v in document.items() if k in Measurements.__dataclass_fields__}
+    found = known.get("parity")
+    if found:
+        stages = tuple(Stage(**stage) for stage in found["stages"])
+        known["parity"] = Parity(found["probes"], stages)
+    return Measurements(**known)
 
 
 def checkpoint_of(document: dict[str, Any]) -> Checkpoint:

@@ -2,16 +2,17 @@
 
 from pathlib import Path
 
-from millrace_data.api import SERVICE_NAME, DataServicer
 from millrace_data.app import DatasetApp, FileApp
 from millrace_data.dataset_build import DatasetBuilder
 from millrace_data.events import SUBSCRIPTIONS, FactRecorder
 from millrace_data.file_bytes import FileBytes
 from millrace_data.part_bytes import PartBytes
+from millrace_data.prompt_store import PromptStore
+from millrace_data.prompts import PromptApp
 from millrace_data.schema import OUTBOX
+from millrace_data.servicers import SERVICE_NAMES, Servicers
 from millrace_data.settings import DataSettings
 from millrace_data.store import DatasetStore, FileStore
-from millrace_data.upload_api import UPLOAD_SERVICE_NAME, UploadServicer
 from millrace_data.upload_store import UploadStore
 from millrace_data.uploads import UploadApp
 from millrace_runtime import hosting, owner
@@ -33,7 +34,8 @@ def build(settings: DataSettings) -> hosting.Service:
     outbox = Outbox(OUTBOX)
     relay = Relay(database, outbox)
     content = ContentStore(settings.data_root, settings.scratch_directory / "cache")
-    stored = FileBytes(content, settings.maximum_file_bytes)
+    limit = settings.maximum_file_bytes
+    stored = FileBytes(content, limit)
     record = FactRecorder(outbox)
     files = FileStore(database, record)
     datasets = DatasetStore(
@@ -49,12 +51,10 @@ def build(settings: DataSettings) -> hosting.Service:
     ]
     file_app = FileApp(files, stored, ring=relay.ring)
     uploads = UploadStore(database, files)
-    upload_app = UploadApp(
-        uploads, PartBytes(content), file_app, settings.maximum_file_bytes, ring=relay.ring
-    )
-    dataset_app = DatasetApp(
-        datasets, files, ring=relay.ring, ring_builders=[worker.ring for worker in workers]
-    )
+    upload_app = UploadApp(uploads, PartBytes(content), file_app, limit, ring=relay.ring)
+    rings = [worker.ring for worker in workers]
+    dataset_app = DatasetApp(datasets, files, ring=relay.ring, ring_builders=rings)
+    prompt_app = PromptApp(PromptStore(database))
 
     def reconcile() -> None:
         upload_app.reconcile()
@@ -67,8 +67,8 @@ def build(settings: DataSettings) -> hosting.Service:
         database=database,
         relay=relay,
         consumer=Consumer("data", SUBSCRIPTIONS),
-        rpc_services=(SERVICE_NAME, UPLOAD_SERVICE_NAME),
-        register=UploadServicer(upload_app, DataServicer(file_app, dataset_app)).register,
+        rpc_services=SERVICE_NAMES,
+        register=Servicers(file_app, dataset_app, upload_app, prompt_app).register,
         workers=workers,
         reconcile=reconcile,
     )

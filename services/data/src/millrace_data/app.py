@@ -11,6 +11,7 @@ from millrace_data.domain import (
     Content,
     Dataset,
     DatasetSource,
+    ExampleSet,
     File,
     FilePurpose,
     FileSet,
@@ -239,11 +240,17 @@ class DatasetApp:
         """Ask for a dataset; it is QUEUED.
 
         Raises:
-            InvalidArgument: a file of the source does not exist.
+            InvalidArgument: a file of the source does not exist; of examples, FILE_PURPOSE,
+                MIXED_FORMATS, or a recipe, which they have no use for.
             AlreadyExists: the request id was used for another request.
         """
         if isinstance(source, FileSet):
-            self._require_files(tenant, source)
+            self._require_files(tenant, source.file_ids, "source.files.names")
+        elif isinstance(source, ExampleSet):
+            found = self._require_files(tenant, source.file_ids, "source.examples.names")
+            require_alike(found)
+            if recipe != Recipe():
+                raise InvalidArgument("examples are kept as they are", field="recipe")
         now = self._now()
         dataset = Dataset(
             tenant=tenant,
@@ -260,14 +267,18 @@ class DatasetApp:
             ring_builder()
         return dataset
 
-    def _require_files(self, tenant: str, source: FileSet) -> None:
-        for index, id in enumerate(source.file_ids):
-            if self._files.get(tenant, id) is None:
+    def _require_files(self, tenant: str, ids: Sequence[str], field: str) -> list[File]:
+        found = []
+        for index, id in enumerate(ids):
+            file = self._files.get(tenant, id)
+            if file is None:
                 raise InvalidArgument(
                     f"there is no file {id}; upload it first",
                     reason="FILE_NOT_FOUND",
-                    field=f"source.files.names[{index}]",
+                    field=f"{field}[{index}]",
                 )
+            found.append(file)
+        return found
 
     def get(self, tenant: str, id: str) -> Dataset:
         """
@@ -323,6 +334,26 @@ def describe_problems(report: Report) -> str:
     shown = "; ".join(str(problem) for problem in report.problems[:_SHOWN_PROBLEMS])
     more = len(report.problems) - _SHOWN_PROBLEMS
     return f"{shown}; and {more} or more others" if more > 0 else shown
+
+
+def require_alike(files: Sequence[File]) -> None:
+    """That files can make one dataset of examples.
+
+    Raises:
+        InvalidArgument: FILE_PURPOSE, MIXED_FORMATS; naming the first file at fault.
+    """
+    formats = [file.report.format if file.report else "" for file in files]
+    for index, file in enumerate(files):
+        field = f"source.examples.names[{index}]"
+        if file.purpose != FilePurpose.FINE_TUNE:
+            message = f"{file.id} was uploaded for another purpose than 'fine-tune'"
+            raise InvalidArgument(message, reason="FILE_PURPOSE", field=field)
+        if formats[index] != formats[0]:
+            message = (
+                f"{file.id} is in the format {formats[index] or 'unknown'}, {files[0].id} in "
+                f"{formats[0] or 'unknown'}; a dataset has one"
+            )
+            raise InvalidArgument(message, reason="MIXED_FORMATS", field=field)
 
 
 def next_page(found: list[Resource], count: int) -> tuple[list[Resource], str]:

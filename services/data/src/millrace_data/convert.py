@@ -1,5 +1,7 @@
 """Proto messages to values of the domain and back; nothing else knows both."""
 
+from collections.abc import Sequence
+
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -10,6 +12,7 @@ from millrace_data.domain import (
     Dataset,
     DatasetReady,
     DatasetSource,
+    ExampleSet,
     Fact,
     Failure,
     File,
@@ -73,14 +76,19 @@ def source_from_proto(source: service_pb2.DatasetSource, tenant: str) -> Dataset
     Raises:
         InvalidArgument: a file belongs to another tenant.
     """
-    if source.WhichOneof("source") == "python_standard_library":
-        return PythonStandardLibrary()
-    for index, name in enumerate(source.files.names):
+    kind = source.WhichOneof("source")
+    if kind == "files":
+        return FileSet(_file_ids(source.files.names, tenant, "source.files.names"))
+    if kind == "examples":
+        return ExampleSet(_file_ids(source.examples.names, tenant, "source.examples.names"))
+    return PythonStandardLibrary()
+
+
+def _file_ids(files: Sequence[str], tenant: str, field: str) -> tuple[str, ...]:
+    for index, name in enumerate(files):
         if names.tenant_of(name) != tenant:
-            raise InvalidArgument(
-                f"{name} belongs to another tenant", field=f"source.files.names[{index}]"
-            )
-    return FileSet(tuple(names.last_id(name) for name in source.files.names))
+            raise InvalidArgument(f"{name} belongs to another tenant", field=f"{field}[{index}]")
+    return tuple(names.last_id(name) for name in files)
 
 
 def recipe_from_proto(recipe: service_pb2.DatasetRecipe) -> Recipe:
@@ -149,11 +157,12 @@ def part_to_proto(part: UploadPart) -> uploads_pb2.UploadPart:
 
 def dataset_to_proto(dataset: Dataset) -> service_pb2.Dataset:
     progress = dataset.progress
+    is_kept = isinstance(dataset.source, ExampleSet)  # as it is: no recipe
     message = service_pb2.Dataset(
         name=dataset.name,
         display_name=dataset.display_name,
         source=_source_to_proto(dataset),
-        recipe=_recipe_to_proto(dataset.recipe),
+        recipe=None if is_kept else _recipe_to_proto(dataset.recipe),
         state=_STATES[dataset.state],
         progress=lifecycle_pb2.Progress(
             phase=progress.phase,
@@ -210,8 +219,11 @@ def _failure_to_proto(failure: Failure) -> lifecycle_pb2.Failure:
 
 
 def _source_to_proto(dataset: Dataset) -> service_pb2.DatasetSource:
-    if isinstance(dataset.source, FileSet):
-        found = [f"tenants/{dataset.tenant}/files/{id}" for id in dataset.source.file_ids]
+    source = dataset.source
+    if isinstance(source, FileSet | ExampleSet):
+        found = [f"tenants/{dataset.tenant}/files/{id}" for id in source.file_ids]
+        if isinstance(source, ExampleSet):
+            return service_pb2.DatasetSource(examples=service_pb2.ExampleSet(names=found))
         return service_pb2.DatasetSource(files=service_pb2.FileSet(names=found))
     return service_pb2.DatasetSource(python_standard_library=service_pb2.PythonStandardLibrary())
 

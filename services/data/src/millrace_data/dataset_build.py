@@ -13,6 +13,7 @@ from millrace_data.domain import (
     BuiltDataset,
     Content,
     Dataset,
+    ExampleSet,
     Failure,
     File,
     FileSet,
@@ -29,6 +30,7 @@ from millrace_runtime.leases import Lease
 from millrace_runtime.work import JobFailure, JobOutcome, JobResult
 
 JOB_MODULE = "millrace_data.jobs.build_dataset"
+EXAMPLES_MODULE = "millrace_data.jobs.build_examples"
 REMAINS_GRACE = timedelta(minutes=1)
 _FOLDER = "datasets"
 
@@ -131,14 +133,17 @@ class DatasetBuilder:
             return JobFailure(error.reason, str(error))
         except OSError as error:
             return work.content_failure(error)
-        spec = {
-            "dataset_id": dataset.id,
-            "output_path": str(self._content.working_path(f"{_FOLDER}/{dataset.id}")),
-            "source": source,
-            "recipe": recipe_for_job(dataset.recipe),
-            "threads": self._threads,
-        }
-        return self._run_job(JOB_MODULE, spec, self._scratch / dataset.id, on_message, stop)
+        output = self._content.working_path(f"{_FOLDER}/{dataset.id}")
+        spec = {"dataset_id": dataset.id, "output_path": str(output)}
+        if isinstance(dataset.source, ExampleSet):
+            module, more = EXAMPLES_MODULE, {"files": source["files"]}
+        else:
+            recipe = recipe_for_job(dataset.recipe)
+            module, more = (
+                JOB_MODULE,
+                {"source": source, "recipe": recipe, "threads": self._threads},
+            )
+        return self._run_job(module, {**spec, **more}, self._scratch / dataset.id, on_message, stop)
 
     def _source(self, dataset: Dataset) -> dict[str, Any]:
         """The source in the job's terms, every file of it verified.
@@ -146,7 +151,7 @@ class DatasetBuilder:
         Raises:
             FailedPrecondition: FILE_NOT_FOUND, CONTENT_DAMAGED.
         """
-        if not isinstance(dataset.source, FileSet):
+        if not isinstance(dataset.source, FileSet | ExampleSet):
             return {"kind": "standard_library"}
         inputs = []
         for id in dataset.source.file_ids:
@@ -223,6 +228,14 @@ def built_dataset(result: Mapping[str, Any], uri: str) -> BuiltDataset:
     """A job's ``result`` line."""
     metadata = result["metadata"]
     counts = metadata["documents"]
+    if "estimated_tokens" in metadata:
+        return BuiltDataset(
+            content=Content(uri, result["digest"], result["size_bytes"]),
+            tokenizer_digest="",
+            train_tokens=metadata["estimated_tokens"],
+            heldout_tokens=0,
+            documents=counts,
+        )
     return BuiltDataset(
         content=Content(uri, result["digest"], result["size_bytes"]),
         tokenizer_digest=metadata["tokenizer_digest"],

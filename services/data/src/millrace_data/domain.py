@@ -148,7 +148,14 @@ class FileSet:
     file_ids: tuple[str, ...]
 
 
-DatasetSource = PythonStandardLibrary | FileSet
+@dataclass(frozen=True)
+class ExampleSet:
+    """Uploaded files of examples for tuning, by id: the dataset holds the distinct ones."""
+
+    file_ids: tuple[str, ...]
+
+
+DatasetSource = PythonStandardLibrary | FileSet | ExampleSet
 
 
 @dataclass(frozen=True)
@@ -182,7 +189,11 @@ class Failure:
 
 @dataclass(frozen=True)
 class BuiltDataset:
-    """What a build has made. ``documents`` counts them by fate (read, exact_duplicates, …)."""
+    """What a build has made. ``documents`` counts them by fate (read, exact_duplicates, …).
+
+    Of a dataset of examples these are the documents; it has no tokenizer, and ``train_tokens``
+    is an estimate.
+    """
 
     content: Content
     tokenizer_digest: str

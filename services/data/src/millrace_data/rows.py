@@ -10,6 +10,7 @@ from millrace_data.domain import (
     Content,
     Dataset,
     DatasetSource,
+    ExampleSet,
     Failure,
     File,
     FilePurpose,
@@ -166,10 +167,14 @@ def _built(row: Row[Any]) -> BuiltDataset:
 def _source_document(source: DatasetSource) -> dict[str, Any]:
     if isinstance(source, FileSet):
         return {"kind": "files", "file_ids": list(source.file_ids)}
+    if isinstance(source, ExampleSet):
+        return {"kind": "examples", "file_ids": list(source.file_ids)}
     return {"kind": "python_standard_library"}
 
 
 def _source(document: dict[str, Any]) -> DatasetSource:
     if document["kind"] == "files":
         return FileSet(tuple(document["file_ids"]))
+    if document["kind"] == "examples":
+        return ExampleSet(tuple(document["file_ids"]))
     return PythonStandardLibrary()

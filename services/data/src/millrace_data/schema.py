@@ -74,6 +74,35 @@ UPLOAD_PARTS = Table(
     Index("upload_parts_upload_id", "upload_id", "id"),
 )
 
+PROMPTS = Table(
+    "prompts",
+    METADATA,
+    Column("id", String(80), primary_key=True),
+    Column("tenant", String(63), nullable=False),
+    Column("display_name", String(128), nullable=False),
+    Column("latest_version", Integer, nullable=False),
+    Column("create_time", UtcDateTime, nullable=False),
+    Column("update_time", UtcDateTime, nullable=False),
+    *request_columns(),
+    Index("prompts_tenant_id", "tenant", "id"),
+)
+
+# Rows are added and never changed; they go with their prompt.
+PROMPT_VERSIONS = Table(
+    "prompt_versions",
+    METADATA,
+    Column("id", String(96), primary_key=True),
+    Column("tenant", String(63), nullable=False),
+    Column("prompt_id", String(80), nullable=False),
+    Column("number", Integer, nullable=False),
+    # JSON as text: its digest is that of these characters.
+    Column("template", Text, nullable=False),
+    Column("digest", String(80), nullable=False),
+    Column("create_time", UtcDateTime, nullable=False),
+    *request_columns(),
+    Index("prompt_versions_prompt_id", "prompt_id", "number"),
+)
+
 DATASETS = Table(
     "datasets",
     METADATA,

@@ -12,6 +12,7 @@ import uvloop
 
 from millrace_gateway.app import KeyRing, Keys
 from millrace_gateway.batches.store import BatchStore
+from millrace_gateway.permissions import Permissions, PermissionTable
 from millrace_gateway.replicas import Replicas
 from millrace_gateway.serving import serve, stop_on_signals
 from millrace_gateway.settings import GatewaySettings
@@ -56,8 +57,11 @@ async def _run(settings: GatewaySettings, database: Database) -> None:
     key_ring = KeyRing(table.find_live)
     replicas = Replicas(database, owner.this_process())
     webhooks = await asyncio.to_thread(WebhookService, settings, database)
+    permissions = Permissions(PermissionTable(database))
     alive = database.is_alive
-    await serve(settings, keys, key_ring, relay, batches, webhooks, replicas, alive, stop)
+    await serve(
+        settings, keys, key_ring, relay, batches, webhooks, permissions, replicas, alive, stop
+    )
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_status import rpc_status
 
 from millrace.compressor.v1 import service_pb2 as compressor_pb2
+from millrace.data.v1 import prompts_pb2, uploads_pb2
 from millrace.data.v1 import service_pb2 as data_pb2
-from millrace.data.v1 import uploads_pb2
 from millrace.gateway.v1 import service_pb2 as gateway_pb2
 from millrace.registry.v1 import service_pb2 as registry_pb2
 from millrace.trainer.v1 import service_pb2 as trainer_pb2
@@ -40,6 +40,7 @@ LOG = logging.getLogger(__name__)
 _MODULES = (
     ("data", data_pb2),
     ("data", uploads_pb2),
+    ("data", prompts_pb2),
     ("trainer", trainer_pb2),
     ("tuner", tuner_pb2),
     ("compressor", compressor_pb2),
@@ -48,7 +49,18 @@ _MODULES = (
 _INTERNAL = frozenset(("WatchRoutes", "ReportAnswers", "HoldVersion", "MatchDeployments"))
 _KEY_SERVICE = "millrace.gateway.v1.KeyService"
 # Fields for people, which may say anything.
-_FREE_TEXT = frozenset(("display_name", "filename", "mime_type", "reason", "suffix", "metadata[]"))
+_FREE_TEXT = frozenset(
+    (
+        "display_name",
+        "filename",
+        "mime_type",
+        "reason",
+        "suffix",
+        "metadata[]",
+        "template_json",
+        "completion",
+    )
+)
 
 Answer = Callable[[Principal, Any], Awaitable[Message]]
 

@@ -195,6 +195,7 @@ class RouteTable:
         self.revision = -1
         self.wishes = Wishes()
         self._routes: dict[tuple[str, str], Route] = {}
+        self._shared: Mapping[tuple[str, str], str] = {}
         self._changed = asyncio.Event()
         self.known = asyncio.Event()
 
@@ -204,6 +205,14 @@ class RouteTable:
         self.known.set()
         self._changed.set()
         self._changed = asyncio.Event()
+
+    def share(self, shared: Mapping[tuple[str, str], str]) -> None:
+        """Let tenants use names of others' models: (tenant, name) -> whose model it is."""
+        self._shared = shared
+
+    def shared_with(self, tenant: str) -> Sequence[str]:
+        """The names of others' models that a tenant may use."""
+        return sorted(name for known, name in self._shared if known == tenant)
 
     async def wait_for_change(self, timeout_seconds: float) -> None:
         """Return when the table has been replaced, or after the timeout."""
@@ -228,7 +237,7 @@ class RouteTable:
         """
         found = self.named(tenant, reference)
         if found.is_step:
-            wish = Wish(tenant, found.route.model, int(found.pinned))
+            wish = Wish(found.route.tenant, found.route.model, int(found.pinned))
             self.wishes.add(wish)
             if not found.route.has_loaded(wish.version):
                 raise Unavailable(
@@ -242,6 +251,8 @@ class RouteTable:
     def named(self, tenant: str, reference: str) -> Named:
         """What ``model``, ``model@version-or-alias`` or ``model:ckpt-step-N`` means.
 
+        Another tenant's model is meant by exactly the name that is shared, and no other.
+
         Raises:
             MillraceError: as ``find``, but for a version that is not loaded.
         """
@@ -250,20 +261,29 @@ class RouteTable:
                 "the gateway has just started and knows no routes yet; try again in a moment",
                 reason="ROUTES_UNKNOWN",
             )
+        found = self._named(tenant, reference)
+        if found is None and (owner := self._shared.get((tenant, reference))):
+            found = self._named(owner, reference)
+        if found is None:
+            model = reference.partition("@")[0]
+            own = [known.model for known in self.of_tenant(tenant)]
+            served = ", ".join((*own, *self.shared_with(tenant))) or "none yet"
+            raise NotFound(
+                f"the model {model!r} does not exist or is not served; served: {served}",
+                reason="MODEL_NOT_FOUND",
+                field="model",
+            )
+        return found
+
+    def _named(self, tenant: str, reference: str) -> Named | None:
+        """What a name means among a tenant's own models; None when it is none of theirs."""
         model, _, pinned = reference.partition("@")
         route = self._routes.get((tenant, model))
         if route is None and (parts := _OF_STEP.fullmatch(model)):
             route = self._routes.get((tenant, parts["model"]))
             if route is not None:
                 return Named(route, _version_of_step(route, int(parts["step"]), pinned), True)
-        if route is None:
-            served = ", ".join(known.model for known in self.of_tenant(tenant)) or "none yet"
-            raise NotFound(
-                f"the model {model!r} does not exist or is not served; served: {served}",
-                reason="MODEL_NOT_FOUND",
-                field="model",
-            )
-        return Named(route, pinned)
+        return None if route is None else Named(route, pinned)
 
 
 def _version_of_step(route: Route, step: int, pinned: str) -> str:

@@ -37,9 +37,11 @@ from millrace_gateway.inference_engine import TritonInference
 from millrace_gateway.inference_grpc import InferenceServicer
 from millrace_gateway.letters import Letters
 from millrace_gateway.limits import Limiter
+from millrace_gateway.permissions import Permissions
 from millrace_gateway.placement import Placement
 from millrace_gateway.replicas import Replicas
 from millrace_gateway.rest.caller import Gateway
+from millrace_gateway.rest.prompt_versions import PromptVersions
 from millrace_gateway.rest_server import RestServer
 from millrace_gateway.route import RouteTable
 from millrace_gateway.settings import GatewaySettings
@@ -74,6 +76,7 @@ async def serve(
     relay: Relay,
     batch_store: BatchStore,
     webhooks: WebhookService,
+    permissions: Permissions,
     replicas: Replicas,
     is_ready: Callable[[], bool],
     stop: asyncio.Event,
@@ -105,6 +108,8 @@ async def serve(
         letters=letters,
         batches=batches.app,
         webhooks=webhooks.app,
+        permissions=permissions,
+        prompts=PromptVersions(services.prompts.GetPromptVersion),
         is_ready=is_ready,
         measure=webhooks.measured(batches.measured(relay.measure)),
         maximum_body_bytes=settings.maximum_body_bytes,
@@ -115,8 +120,10 @@ async def serve(
         asyncio.create_task(watch_routes(services, routes)),
         asyncio.create_task(report_answers(services, generator.answers)),
         asyncio.create_task(tell_wishes(services, routes.wishes)),
+        asyncio.create_task(permissions.run()),
     ]
-    await asyncio.gather(_until_informed(routes, history), replicas.look(entrance, limiter))
+    informed = _until_informed(routes, history, permissions)
+    await asyncio.gather(informed, replicas.look(entrance, limiter))
     handlers = create_handlers(gateway)
     until_drained = (
         batches.run(gateway, handlers),
@@ -140,10 +147,14 @@ async def serve(
     await state.enter_graceful_shutdown()
     await asyncio.gather(rpc.stop(settings.drain_seconds), serving)
     ending.cancel()
-    for task in (stopping, *background):
-        task.cancel()
-    await asyncio.gather(*background, return_exceptions=True)
+    await _end(stopping, *background)
     await _close(engine, tensors, channels)
+
+
+async def _end(*tasks: asyncio.Task[None] | asyncio.Task[bool]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _channels(settings: GatewaySettings) -> Mapping[str, grpc.aio.Channel]:
@@ -179,11 +190,12 @@ def stop_on_signals(stop: asyncio.Event) -> None:
         loop.add_signal_handler(number, stop.set)
 
 
-async def _until_informed(routes: RouteTable, history: History) -> None:
+async def _until_informed(routes: RouteTable, history: History, permissions: Permissions) -> None:
     """Wait for the first routes and for NATS, so that the first request is answered like any.
 
     Without them much can be answered still: after ``_INFORMED_SECONDS`` the gateway begins.
     """
+    await permissions.begin(routes.share)
     with suppress(TimeoutError):
         async with asyncio.timeout(_INFORMED_SECONDS):
             await asyncio.gather(routes.known.wait(), history.attached.wait())

@@ -1,4 +1,4 @@
-"""The gateway's tables: keys, batches with their lines, the gateways themselves, the outbox."""
+"""The gateway's tables: keys, permissions, batches, webhooks, gateways, the outbox."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -12,6 +12,7 @@ from sqlalchemy import (
     Row,
     String,
     Table,
+    UniqueConstraint,
     func,
     select,
     update,
@@ -49,6 +50,16 @@ BATCH_LINES = lines_table(METADATA)
 WEBHOOK_ENDPOINTS = endpoints_table(METADATA)
 WEBHOOK_DELIVERIES = deliveries_table(METADATA)
 WEBHOOK_ATTEMPTS = attempts_table(METADATA)
+CHECKPOINT_PERMISSIONS = Table(
+    "checkpoint_permissions",
+    METADATA,
+    Column("id", String(64), primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("reference", String(288), nullable=False),
+    Column("project", String(64), nullable=False),
+    Column("create_time", UtcDateTime, nullable=False),
+    UniqueConstraint("tenant", "reference", "project"),
+)
 GATEWAYS = Table(
     "gateways",
     METADATA,

@@ -23,6 +23,7 @@ from millrace_runtime.errors import FailedPrecondition, Unavailable
 
 _VOCABULARY = "tokenizer.json"
 _CONFIGURATION = "tokenizer_config.json"
+_CARD = "README.md"
 _REMEMBERED = 16
 
 Resolve = Callable[[registry_pb2.ResolveVersionRequest], Awaitable[Any]]
@@ -97,25 +98,52 @@ class Tokenizers:
         try:
             return await asyncio.to_thread(_load, self._content, uri, target.artifact_digest)
         except (manifest.ManifestError, ContentOutsideRoot, OSError) as error:
-            raise Unavailable(
-                "the gateway cannot read the model's artifact; tell the operator that it needs "
-                f"the mesh's data root ({type(error).__name__})",
-                reason="ARTIFACT_UNREADABLE",
-                field="model",
-            ) from error
+            raise _unreadable(error) from error
+
+    async def card(self, version: registry_pb2.Version) -> str | None:
+        """The model card in a version's artifact; None: it has none.
+
+        Raises:
+            Unavailable: it cannot be read now.
+        """
+        artifact = version.artifact
+        try:
+            files = await asyncio.to_thread(_Files, self._content, artifact.uri, artifact.digest)
+            return await asyncio.to_thread(files.read, _CARD) if _CARD in files.digests else None
+        except (manifest.ManifestError, ContentOutsideRoot, OSError) as error:
+            raise _unreadable(error) from error
+
+
+def _unreadable(error: Exception) -> Unavailable:
+    return Unavailable(
+        "the gateway cannot read the model's artifact; tell the operator that it needs "
+        f"the mesh's data root ({type(error).__name__})",
+        reason="ARTIFACT_UNREADABLE",
+        field="model",
+    )
+
+
+class _Files:
+    """The files of an artifact, each verified when it is read."""
+
+    def __init__(self, content: ContentStore, uri: str, digest: str) -> None:
+        self._content = content
+        self._uri = uri
+        # A directory's digest is its manifest's own sha256.
+        document = content.file(f"{uri}/{manifest.MANIFEST_NAME}", digest).read_bytes()
+        self.digests = {entry["path"]: entry["sha256"] for entry in json.loads(document)["files"]}
+
+    def read(self, name: str) -> str:
+        path = self._content.file(f"{self._uri}/{name}", self.digests[name])
+        return path.read_text(encoding="utf-8")
 
 
 def _load(content: ContentStore, uri: str, digest: str) -> ModelTokenizer:
-    # A directory's digest is its manifest's own sha256.
-    document = content.file(f"{uri}/{manifest.MANIFEST_NAME}", digest).read_bytes()
-    digests = {entry["path"]: entry["sha256"] for entry in json.loads(document)["files"]}
-    if _VOCABULARY not in digests:
+    files = _Files(content, uri, digest)
+    if _VOCABULARY not in files.digests:
         raise FailedPrecondition(
             f"the model's artifact has no {_VOCABULARY}", reason="NO_TOKENIZER", field="model"
         )
-
-    def read(name: str) -> str:
-        return content.file(f"{uri}/{name}", digests[name]).read_text(encoding="utf-8")
-
-    configuration = json.loads(read(_CONFIGURATION)) if _CONFIGURATION in digests else {}
-    return ModelTokenizer(Tokenizer.from_str(read(_VOCABULARY)), configuration)
+    is_configured = _CONFIGURATION in files.digests
+    configuration = json.loads(files.read(_CONFIGURATION)) if is_configured else {}
+    return ModelTokenizer(Tokenizer.from_str(files.read(_VOCABULARY)), configuration)

@@ -18,6 +18,7 @@ from google.protobuf.message import Message
 from opentelemetry.instrumentation.grpc import aio_client_interceptors
 
 from millrace.compressor.v1.service_pb2_grpc import CompressorServiceStub
+from millrace.data.v1.prompts_pb2_grpc import PromptServiceStub
 from millrace.data.v1.service_pb2_grpc import DataServiceStub
 from millrace.data.v1.uploads_pb2_grpc import UploadServiceStub
 from millrace.registry.v1.service_pb2_grpc import RegistryServiceStub
@@ -31,6 +32,7 @@ from millrace_runtime.rich_status import from_rpc_error
 
 if TYPE_CHECKING:
     from millrace.compressor.v1.service_pb2_grpc import CompressorServiceAsyncStub
+    from millrace.data.v1.prompts_pb2_grpc import PromptServiceAsyncStub
     from millrace.data.v1.service_pb2_grpc import DataServiceAsyncStub
     from millrace.data.v1.uploads_pb2_grpc import UploadServiceAsyncStub
     from millrace.registry.v1.service_pb2_grpc import RegistryServiceAsyncStub
@@ -53,10 +55,11 @@ _Response = TypeVar("_Response")
 
 @dataclass(frozen=True)
 class Upstream:
-    """A stub for each service; data and the tuner have two."""
+    """A stub for each service; data has three, the tuner two."""
 
     data: "DataServiceAsyncStub"
     uploads: "UploadServiceAsyncStub"
+    prompts: "PromptServiceAsyncStub"
     trainer: "TrainerServiceAsyncStub"
     tuner: "TunerServiceAsyncStub"
     graders: "GraderServiceAsyncStub"
@@ -69,6 +72,7 @@ def stubs(channels: Mapping[str, grpc.aio.Channel]) -> Upstream:
     return Upstream(
         data=DataServiceStub(channels["data"]),
         uploads=UploadServiceStub(channels["data"]),
+        prompts=PromptServiceStub(channels["data"]),
         trainer=TrainerServiceStub(channels["trainer"]),
         tuner=TunerServiceStub(channels["tuner"]),
         graders=GraderServiceStub(channels["tuner"]),

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
-from prometheus_client import Gauge, Histogram
-
 from millrace_registry import rollout as rules
+from millrace_registry import served_parity
+from millrace_registry.control_metrics import READY, SETTLE_SECONDS
 from millrace_registry.control_store import ControlStore, Desired
 from millrace_registry.domain import (
     Canary,
@@ -46,14 +46,6 @@ _FAILED_CHECKS = 3
 _TRAFFIC_KEPT = timedelta(days=1)
 _TIDY_SECONDS = 3600.0
 _BREAK = timedelta(seconds=30)  # between two looks: what was not watched says nothing
-
-_READY = Gauge("millrace_versions_ready", "Versions that answered on Triton.")
-_SETTLE_SECONDS = Histogram(
-    "millrace_rollout_duration_seconds",
-    "Time from a rollout's start of loading to its end.",
-    ["outcome"],
-    buckets=(1, 2, 5, 10, 20, 40, 80, 160, 320),
-)
 
 _DAMAGED = (ManifestError, ContentOutsideRoot, FileNotFoundError)
 
@@ -136,7 +128,7 @@ class Controller:
         # What is taken out now, no route leads to.
         self._take_out(wanted, index)
         self._tidy()
-        _READY.set(sum(1 for health in self._health.values() if health.answered_at))
+        READY.set(sum(1 for health in self._health.values() if health.answered_at))
 
     def _index(self) -> Mapping[Key, Loaded] | None:
         """What Triton runs; None: it is not ours to control, or does not answer."""
@@ -209,6 +201,7 @@ class Controller:
             another_active=any(other.state.is_active for other in others),
             is_ready=bool(health.answered_at),
             load_error="it was quarantined" if gone else health.error,
+            mismatch=served_parity.mismatch_of(version) if version and health.answered_at else "",
             new=traffic.get(found.to_version, Traffic()),
             old=traffic.get(found.from_version, Traffic()),
             watched_since=self._watched_since,
@@ -238,7 +231,7 @@ class Controller:
 
     def _observe_duration(self, found: Rollout, outcome: str) -> None:
         began = found.step_time or found.create_time
-        _SETTLE_SECONDS.labels(outcome).observe((self._now() - began).total_seconds())
+        SETTLE_SECONDS.labels(outcome).observe((self._now() - began).total_seconds())
 
     def _bring_in(self, desired: Desired, index: Mapping[Key, Loaded]) -> None:
         """Have Triton run the versions that are wanted, and let go of the others."""
@@ -369,6 +362,9 @@ class Controller:
         error = self._triton.ask(name, version.number, QUESTIONS[count % len(QUESTIONS)])
         self._asked.count(key, bool(error))
         self._store.report_traffic(self._life, [(*key, self._asked.counters[key])])
+        if not error and not health.answered_at and version.state == VersionState.ROLLING_OUT:
+            learn = self._store.learn_measurements
+            error = served_parity.measure(self._triton, name, version, self._content, learn)
         if not error:
             health.answered_at, health.failed_checks, health.error = self._monotonic(), 0, ""
             return

@@ -50,6 +50,7 @@ from millrace_registry.transitions import (
     set_version_state,
     settle_rollout,
     write_interface,
+    write_measurements,
 )
 from millrace_registry.upsert import insert
 from millrace_runtime import leases
@@ -339,6 +340,12 @@ class ControlStore:
         with self._fenced() as connection:
             key = (version.tenant, version.model, version.number)
             write_interface(connection, key, interface)
+
+    def learn_measurements(self, version: Version, measurements: Mapping[str, object]) -> None:
+        """Keep what serving has added to what was measured of a version."""
+        with self._fenced() as connection:
+            key = (version.tenant, version.model, version.number)
+            write_measurements(connection, key, measurements)
 
     def write_routes(self, routes: Sequence[Route]) -> bool:
         """Publish the route table, if it changed; its revision rises by one."""

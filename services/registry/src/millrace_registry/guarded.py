@@ -14,6 +14,7 @@ from typing import Protocol
 from millrace_registry.domain import Serving
 from millrace_registry.repository import ModelRepository
 from millrace_registry.triton import Loaded
+from millrace_runtime.parity import Scores
 
 
 class ModelControl(Protocol):
@@ -23,6 +24,8 @@ class ModelControl(Protocol):
     def load(self, model: str) -> None: ...
     def unload(self, model: str) -> None: ...
     def ask(self, model: str, version: int, prompt: str) -> str: ...
+    def score(self, model: str, version: int, token_ids: Sequence[int]) -> Scores: ...
+    def score_last(self, model: str, version: int, token_ids: Sequence[int]) -> float | None: ...
 
 
 class GuardedTriton:
@@ -33,6 +36,8 @@ class GuardedTriton:
         self._require = require
         self.index = triton.index
         self.ask = triton.ask
+        self.score = triton.score
+        self.score_last = triton.score_last
 
     def load(self, model: str) -> None:
         self._require()

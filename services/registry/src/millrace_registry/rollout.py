@@ -24,6 +24,7 @@ class Observed:
         another_active: another rollout of the model is LOADING or CANARY.
         is_ready: the new version has answered a question on Triton.
         load_error: why it could not be loaded; empty otherwise.
+        mismatch: how what it answers differs from what its artifact said; empty otherwise.
         new, old: traffic of the new and the old version, since the gateways started.
         watched_since: since when Triton has been looked at without a break; silence from before
             says nothing of the version. None: all the time.
@@ -34,6 +35,7 @@ class Observed:
     another_active: bool = False
     is_ready: bool = False
     load_error: str = ""
+    mismatch: str = ""
     new: Traffic = _NO_TRAFFIC
     old: Traffic = _NO_TRAFFIC
     watched_since: datetime | None = None
@@ -84,6 +86,8 @@ def next_action(rollout: Rollout, strategy: Strategy, observed: Observed) -> Act
     assert not rollout.state.has_ended
     if rollout.state == RolloutState.PENDING:
         return _when_pending(observed)
+    if observed.mismatch:
+        return Reverse(observed.mismatch)
     if rollout.state == RolloutState.LOADING:
         return _when_loading(rollout, strategy, observed)
     if observed.load_error:

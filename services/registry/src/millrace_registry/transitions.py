@@ -107,6 +107,14 @@ def write_interface(
     connection.execute(update(VERSIONS).where(_is_version(*version)).values(**values))
 
 
+def write_measurements(
+    connection: Connection, version: tuple[str, str, int], measurements: Mapping[str, object]
+) -> None:
+    """Replace what was measured of a version."""
+    values = {"measurements": dict(measurements)}
+    connection.execute(update(VERSIONS).where(_is_version(*version)).values(**values))
+
+
 def quarantine_version(
     connection: Connection, version: Version, reason: str, now: datetime
 ) -> None:

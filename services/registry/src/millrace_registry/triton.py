@@ -2,11 +2,13 @@
 
 TritonUnavailable   the server does not answer; look again later
 LoadFailed          a model's versions could not all be loaded; the message is Triton's
+NotScored           a version gave no log-probabilities; the message says why
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import numpy as np
@@ -18,6 +20,7 @@ _LOAD_SECONDS = 120.0
 _CALL_SECONDS = 5.0
 _CONTROL_HEADER = "triton-grpc-protocol-millrace-control"
 _PROBE_TOKENS = 2
+_CERTAIN = 100  # a bias that leaves no other token a chance
 
 
 class TritonUnavailable(Exception):
@@ -26,6 +29,13 @@ class TritonUnavailable(Exception):
 
 class LoadFailed(Exception):
     """What Triton said about a load that failed."""
+
+
+class NotScored(Exception):
+    """Why there are no log-probabilities."""
+
+
+_Answers = list[tuple[client.InferResult | None, InferenceServerException | None]]
 
 
 @dataclass(frozen=True)
@@ -94,9 +104,40 @@ class Triton:
 
         Triton says READY of models that cannot answer, so ready means this.
         """
-        sampling = json.dumps({"max_tokens": _PROBE_TOKENS, "temperature": 0})
-        inputs = [_text_input("prompt", prompt), _text_input("sampling", sampling)]
-        answers: list[tuple[client.InferResult | None, InferenceServerException | None]] = []
+        sampling = {"max_tokens": _PROBE_TOKENS, "temperature": 0}
+        return _verdict(self._infer(model, version, _text_input("prompt", prompt), sampling))
+
+    def score(self, model: str, version: int, token_ids: Sequence[int]) -> list[float | None]:
+        """Natural log-probability of each token after the first; None for minus infinity.
+
+        Raises:
+            NotScored
+        """
+        sampling = {"max_tokens": 0, "prompt_logprobs": True, "logprobs": 0}
+        answers = self._infer(model, version, _ids_input(token_ids), sampling)
+        return [entry["logprob"] for entry in _entries(answers, "prompt_logprobs")][1:]
+
+    def score_last(self, model: str, version: int, token_ids: Sequence[int]) -> float | None:
+        """The same of the last token alone, from any engine: it is made to generate it.
+
+        Raises:
+            NotScored
+        """
+        bias = {str(token_ids[-1]): _CERTAIN}
+        sampling = {"max_tokens": 1, "temperature": 0, "logprobs": 0, "logit_bias": bias}
+        answers = self._infer(model, version, _ids_input(token_ids[:-1]), sampling)
+        entry = _entries(answers, "logprobs")[0]
+        if entry["id"] != token_ids[-1]:
+            raise NotScored(f"it generated the token {entry['id']}, not {token_ids[-1]}")
+        found: float | None = entry["logprob"]
+        return found
+
+    def _infer(
+        self, model: str, version: int, prompt: client.InferInput, sampling: Mapping[str, Any]
+    ) -> _Answers:
+        """All responses to one request; the last may be why there are no more."""
+        inputs = [prompt, _text_input("sampling", json.dumps(sampling))]
+        answers: _Answers = []
         # A stream has its own connection state: a client of its own keeps probes apart.
         with client.InferenceServerClient(self._address) as asking:
             try:
@@ -106,14 +147,14 @@ class Triton:
                 )
                 asking.async_stream_infer(model, inputs, model_version=str(version))
                 asking.stop_stream()  # waits for the stream's end
-            except (InferenceServerException, grpc.RpcError) as error:
-                return str(error)
-        return _verdict(answers)
+            except InferenceServerException as error:
+                return [(None, error)]
+            except grpc.RpcError as error:
+                return [(None, InferenceServerException(str(error)))]
+        return answers
 
 
-def _verdict(
-    answers: list[tuple[client.InferResult | None, InferenceServerException | None]],
-) -> str:
+def _verdict(answers: _Answers) -> str:
     tokens = 0
     for result, error in answers:
         if error is not None:
@@ -121,6 +162,25 @@ def _verdict(
         if result is not None and (counts := result.as_numpy("token_count")) is not None:
             tokens += int(counts.sum())
     return "" if tokens else "it answered without a single token"
+
+
+def _entries(answers: _Answers, output: str) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = []
+    for result, error in answers:
+        if error is not None:
+            raise NotScored(str(error))
+        if result is not None and (found := result.as_numpy(output)) is not None:
+            for document in found:
+                entries += json.loads(document) if document else []
+    if not entries:
+        raise NotScored(f"it answered without {output}")
+    return entries
+
+
+def _ids_input(token_ids: Sequence[int]) -> client.InferInput:
+    tensor = client.InferInput("input_ids", [len(token_ids)], "INT64")
+    tensor.set_data_from_numpy(np.array(token_ids, np.int64))
+    return tensor
 
 
 def _text_input(name: str, text: str) -> client.InferInput:

@@ -16,6 +16,9 @@ class DataServiceDatasets:
 
     def find(self, name: str) -> Content | Failure | None:
         dataset = call(self._data.GetDataset, data_pb2.GetDatasetRequest(name=name)).dataset
+        if dataset.source.HasField("examples"):
+            message = "the dataset holds examples for tuning, not tokens; train on another"
+            return Failure("DATASET_OF_EXAMPLES", message)
         if dataset.state == lifecycle_pb2.WORK_STATE_SUCCEEDED:
             return convert.content_from_proto(dataset.content)
         if dataset.state == lifecycle_pb2.WORK_STATE_FAILED:

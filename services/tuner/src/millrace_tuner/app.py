@@ -11,6 +11,7 @@ from millrace_tuner import (
     adapter_rules,
     hyperparameters,
     method_rules,
+    prompt_rules,
     serving,
     steps,
     sweep_rules,
@@ -39,6 +40,7 @@ from millrace_tuner.methods import (
     ProximalPolicy,
 )
 from millrace_tuner.model_ids import new_model_id
+from millrace_tuner.prompt import PromptWish
 from millrace_tuner.serving import Scene
 from millrace_tuner.sweep import Setting, Sweep
 
@@ -71,7 +73,7 @@ class Jobs(Protocol):
     ) -> list[Checkpoint]: ...
 
 
-class Files(Protocol):
+class Files(prompt_rules.Prompts, Protocol):
     """The data service, as the tuner needs it (``neighbours.DataFiles``)."""
 
     def training_file(self, name: str, field: str) -> FileReference:
@@ -112,6 +114,7 @@ class Wish:
     metadata: Mapping[str, str] = field(default_factory=dict)
     sweep: Sweep | None = None
     integration: Integration | None = None
+    prompt: PromptWish | None = None
 
 
 class TunerApp:
@@ -166,18 +169,20 @@ class TunerApp:
     def _plan(self, tenant: str, wish: Wish) -> Plan:
         method_rules.require_sensible(wish.method)
         adapter_rules.require_meaningful(wish.adapter, wish.hyperparameters.gradient_checkpointing)
+        method_rules.require_shardable(wish.method, wish.adapter, wish.hyperparameters.zero_stage)
         training = self._file(tenant, wish.training_file, "training_file")
         validation = None
         if wish.validation_file:
             validation = self._file(tenant, wish.validation_file, "validation_file")
+        base = self._version(tenant, wish.base_model, "base_model")
         setting = Setting(
-            wish.method,
+            hyperparameters.resolve_method(wish.method, base.model),
             hyperparameters.resolve(wish.method, training.example_count, wish.hyperparameters),
             hyperparameters.resolve_adapter(wish.adapter),
         )
         return Plan(
             base_model=wish.base_model,
-            base=self._version(tenant, wish.base_model, "base_model"),
+            base=base,
             training_file=training,
             validation_file=validation,
             suffix=wish.suffix,
@@ -188,6 +193,7 @@ class TunerApp:
             companion=self._companion(tenant, wish.method),
             sweep=sweep_rules.resolve(wish.sweep, setting),
             integration=tracking_rules.allowed(wish.integration, self._is_tracking),
+            prompt=prompt_rules.resolve(self._files, tenant, wish.prompt, wish.method),
         )
 
     def _file(self, tenant: str, name: str, field: str) -> FileReference:

@@ -17,6 +17,7 @@ from millrace.tuner.v1 import method_pb2 as method_pb
 from millrace.tuner.v1 import service_pb2 as pb
 from millrace_runtime import names
 from millrace_tuner.app import Wish
+from millrace_tuner.convert_prompt import prompt_from_proto, prompt_to_proto
 from millrace_tuner.convert_sweep import sweep_from_proto, sweep_to_proto
 from millrace_tuner.domain import (
     BaseVersion,
@@ -108,6 +109,7 @@ def wish_from_proto(request: pb.CreateJobRequest) -> Wish:
         metadata=dict(request.metadata),
         sweep=sweep_from_proto(request),
         integration=_integration(request),
+        prompt=prompt_from_proto(request),
     )
     if not request.HasField("method"):
         return wish
@@ -152,7 +154,8 @@ def method_to_proto(method: Method) -> method_pb.Method:
     given = getattr(message, values.pop("kind"))
     given.SetInParent()  # a kind without fields is set all the same
     for name, value in values.items():
-        setattr(given, name, value)
+        if value is not None:
+            setattr(given, name, value)
     return message
 
 
@@ -201,6 +204,7 @@ def job_to_proto(job: Job) -> pb.Job:
         trials_file=job.trials_file,
         sweep=None if plan.sweep is None else sweep_to_proto(plan.sweep),
         integrations=[pb.Integration(**asdict(plan.integration))] if plan.integration else [],
+        prompt=prompt_to_proto(plan.prompt),
         create_time=_timestamp(job.create_time),
         update_time=_timestamp(job.update_time),
         finish_time=_timestamp(job.finish_time),

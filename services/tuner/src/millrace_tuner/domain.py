@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from millrace_tuner import methods
 from millrace_tuner.methods import Adapter, Hyperparameters, Method
+from millrace_tuner.prompt import Prompt
 from millrace_tuner.sweep import Sweep
 
 
@@ -113,6 +114,7 @@ class Plan:
     companion: Companion | None = None
     sweep: Sweep | None = None
     integration: Integration | None = None
+    prompt: Prompt | None = None
 
     @property
     def is_served(self) -> bool:

@@ -12,6 +12,7 @@ from millrace_tuner.methods import (
     FEWEST_FOR_KTO,
     LOW_RANK,
     Adapter,
+    ContinuedPretraining,
     Hyperparameters,
     Method,
     Supervised,
@@ -25,6 +26,7 @@ BASE_LEARNING_RATE = 2e-3
 AUTO = Hyperparameters(epochs=0, batch_size=0, learning_rate_multiplier=0.0)
 DEFAULT_ADAPTER = Adapter()
 DEFAULT_METHOD = Supervised()
+REPLAY_FRACTION = 0.05
 
 _FULL_TRAINING = 0.1
 _VECTORS = 5.0
@@ -53,6 +55,14 @@ def resolve(method: Method, example_count: int, asked: Hyperparameters) -> Hyper
         batch_size=asked.batch_size or max(auto_batch_size(example_count), fewest),
         learning_rate_multiplier=asked.learning_rate_multiplier or 1.0,
     )
+
+
+def resolve_method(method: Method, base_model: str) -> Method:
+    """``method`` with its own choices made: a tuned base's training data are not kept to replay."""
+    if not isinstance(method, ContinuedPretraining) or method.replay_fraction is not None:
+        return method
+    is_tuned = base_model.startswith("ft:")
+    return replace(method, replay_fraction=0.0 if is_tuned else REPLAY_FRACTION)
 
 
 def auto_epochs(example_count: int) -> int:

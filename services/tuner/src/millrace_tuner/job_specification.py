@@ -68,6 +68,7 @@ def specification(
         "threads": threads,
         "mlflow_tracking_uri": mlflow_tracking_uri,
         "integration": None if plan.integration is None else asdict(plan.integration),
+        "prompt": None if plan.prompt is None else asdict(plan.prompt),
     }
 
 

@@ -219,11 +219,12 @@ class Distillation:
 class ContinuedPretraining:
     """Learn plain text, without forgetting (Ibrahim et al. 2024, arXiv:2403.08763).
 
-    ``replay_fraction`` of the tokens are of the data that the base was trained on; the learning
-    rate is warmed up anew over ``warmup_fraction`` of the steps and decays as a cosine.
+    ``replay_fraction`` of the tokens are of the data that the base was trained on (None: 0.05
+    where that data is known, which it is not of a tuned base). The learning rate is warmed up
+    anew over ``warmup_fraction`` of the steps and decays as a cosine.
     """
 
-    replay_fraction: float = 0.05
+    replay_fraction: float | None = None
     warmup_fraction: float = 0.05
     kind: Literal["pretraining"] = "pretraining"
 

@@ -7,6 +7,7 @@ import grpc
 
 from millrace.compressor.v1 import service_pb2 as compressor
 from millrace.compressor.v1 import service_pb2_grpc as compressor_grpc
+from millrace.data.v1 import prompts_pb2, prompts_pb2_grpc
 from millrace.data.v1 import service_pb2 as data
 from millrace.data.v1 import service_pb2_grpc as data_grpc
 from millrace.lifecycle.v1 import lifecycle_pb2 as lifecycle
@@ -16,6 +17,7 @@ from millrace_runtime.channel import call
 from millrace_runtime.errors import InvalidArgument, NotFound
 from millrace_tuner import convert
 from millrace_tuner.domain import BaseVersion, FileReference
+from millrace_tuner.prompt import Prompt
 from millrace_tuner.serving import Scene
 
 _CHUNK_SIZE_BYTES = 1 << 20
@@ -28,6 +30,7 @@ class DataFiles:
 
     def __init__(self, channel: grpc.Channel) -> None:
         self._stub = data_grpc.DataServiceStub(channel)
+        self._prompts = prompts_pb2_grpc.PromptServiceStub(channel)
 
     def training_file(self, name: str, field: str) -> FileReference:
         """
@@ -73,6 +76,20 @@ class DataFiles:
                 field=field,
             )
         return convert.file_from_dataset(dataset)
+
+    def prompt(self, name: str, version: int) -> Prompt:
+        """
+        Raises:
+            InvalidArgument: PROMPT_NOT_FOUND, PROMPT_VERSION_NOT_FOUND.
+            Unavailable
+        """
+        request = prompts_pb2.GetPromptVersionRequest(parent=name, number=version)
+        try:
+            found = call(self._prompts.GetPromptVersion, request).version
+        except NotFound as error:
+            part = "version" if error.field == "number" else "prompt"
+            raise InvalidArgument(str(error), reason=error.reason, field=f"prompt.{part}") from None
+        return Prompt(name, found.number, found.digest, found.template_json)
 
     def add_results(self, tenant: str, filename: str, content: bytes) -> str:
         """

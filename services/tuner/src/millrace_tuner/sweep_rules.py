@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from millrace_runtime.errors import InvalidArgument
 from millrace_tuner import adapter_rules, methods, sweep
@@ -51,7 +52,8 @@ def _require_known(name: str, setting: Setting) -> None:
         )
     if name.startswith("adapter."):
         wanted = Adapter(setting.adapter.kind, rank=0, alpha=0.0, virtual_tokens=0)
-        wanted = replace(wanted, **{name.removeprefix("adapter."): 1})
+        used: dict[str, Any] = {name.removeprefix("adapter."): 1}
+        wanted = replace(wanted, **used)
         found = adapter_rules.adapter_mistake(wanted)
         if found is not None:
             raise _mistake(name, f"the adapter {found[1]}")

@@ -48,6 +48,9 @@ def create(
     python_stdlib: Annotated[
         bool, typer.Option("--python-stdlib", help="The source of the mesh's own Python.")
     ] = False,
+    examples: Annotated[
+        bool, typer.Option("--examples", help="The files hold examples to tune on; keep them.")
+    ] = False,
     name: Annotated[str, typer.Option("--name", help="For people.")] = "",
     vocabulary_size: Annotated[int | None, typer.Option("--vocabulary-size")] = None,
     heldout_fraction: Annotated[float | None, typer.Option("--heldout-fraction")] = None,
@@ -63,6 +66,8 @@ def create(
       millrace datasets create --python-stdlib --wait
 
       millrace datasets create corpus/*.txt --name books --vocabulary-size 8192
+
+      millrace datasets create shard-*.parquet --examples --wait
     """
     recipe = {
         "vocabulary_size": vocabulary_size,
@@ -70,9 +75,12 @@ def create(
         "maximum_bytes": maximum_bytes,
     }
     with api(context) as client:
-        body: Json = {"source": _source(client, files or [], python_stdlib), "display_name": name}
+        body: Json = {"source": _source(client, files or [], python_stdlib, examples)}
+        body["display_name"] = name
         given = {key: value for key, value in recipe.items() if value is not None}
-        dataset = client.datasets.create({**body, "recipe": given}, request_id=request_id)
+        if given or not examples:
+            body["recipe"] = given
+        dataset = client.datasets.create(body, request_id=request_id)
         if wait:
             watch(lambda: client.datasets.get(dataset["id"]), metrics)
             dataset = client.datasets.get(dataset["id"])
@@ -101,9 +109,12 @@ def cancel(context: typer.Context, dataset: DatasetArgument, as_json: JsonOption
         show(client.datasets.act(dataset, "cancel"), as_json=as_json)
 
 
-def _source(client: Millrace, files: list[Path], python_stdlib: bool) -> Json:
-    if bool(files) == python_stdlib:
+def _source(client: Millrace, files: list[Path], python_stdlib: bool, examples: bool) -> Json:
+    if bool(files) == python_stdlib or (examples and python_stdlib):
         raise NothingToRead
+    if examples:
+        ids = [upload(client, path, purpose="fine-tune")["id"] for path in files]
+        return {"type": "examples", "files": ids}
     if python_stdlib:
         return {"type": "python_standard_library"}
     uploaded = [upload(client, path, purpose="user_data")["id"] for path in files]

@@ -49,7 +49,9 @@ class Exists(MillraceError):
 @app.command()
 def upload(
     context: typer.Context,
-    path: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A file here.")],
+    path: Annotated[
+        Path, typer.Argument(exists=True, help="A file here; of examples, also a datasets folder.")
+    ],
     purpose: Annotated[Purpose, typer.Option("--purpose", "-p", help="What it is for.")],
     expires_after: Annotated[
         int | None,
@@ -64,7 +66,13 @@ def upload(
     [bold]Example[/bold]
 
       millrace files upload pairs.jsonl --purpose fine-tune
+
+      millrace files upload saved/train --purpose fine-tune     of Dataset.save_to_disk
     """
+    if path.is_dir() and purpose is not Purpose.FINE_TUNE:
+        raise typer.BadParameter(
+            "a folder holds examples: --purpose fine-tune", param_hint="--purpose"
+        )
     with api(context) as client:
         found = send(client, path, purpose.value, expire_seconds=expires_after)
     show(found, as_json=as_json)

@@ -1,4 +1,4 @@
-"""``millrace models | versions``: what is served, and what could be."""
+"""``millrace models [card] | versions``: what is served, of what it is made, what could be."""
 
 from typing import Annotated
 
@@ -36,11 +36,27 @@ VERSION_COLUMNS: Columns = {
 }
 
 
+app = typer.Typer(help="List the models that can be talked to now.")
+
+
+@app.callback(invoke_without_command=True)
 def models(context: typer.Context, as_json: JsonOption = False) -> None:
     """List the models that can be talked to now."""
+    if context.invoked_subcommand is not None:
+        return
     with api(context) as client:
         found = client.models.list()
     show_list(found, _MODEL_COLUMNS, as_json=as_json, empty="nothing is served yet")
+
+
+@app.command()
+def card(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="A tuned model, or one of its versions.")],
+) -> None:
+    """Print a tuned model's card: its data, method, measurements, parity and lineage."""
+    with api(context) as client:
+        typer.echo(client.card(model), nl=False)
 
 
 def versions(

@@ -11,6 +11,7 @@ import typer
 from millrace_client import text
 from millrace_client.api import Json, Millrace
 from millrace_client.commands import tune_options as options
+from millrace_client.commands import tune_prompt, tune_sweep
 from millrace_client.connection import api
 from millrace_client.errors import ApiError, MillraceError
 from millrace_client.output import (
@@ -64,6 +65,10 @@ _CREATE_HELP = """Start a fine-tuning job. It succeeds once the tuned model answ
 
   millrace tune create -M demo -f chats.jsonl --quantize-base --rank 8 --target-modules q_proj
 
+  millrace tune create -M demo -f chats.jsonl --sweep 8 --sweep-space space.json
+
+  millrace tune create -M demo -f rows.jsonl --prompt pmpt-…@2 --completion reply
+
 [bold]Exit status[/bold] with --watch: 0 when it succeeded, 1 when not, 130 when you left it.
 """
 app = typer.Typer(help=_HELP)
@@ -99,6 +104,8 @@ def create(
     model: options.ModelOption,
     file: options.FileOption,
     validation_file: options.ValidationFileOption = "",
+    prompt: tune_prompt.PromptOption = "",
+    completion: tune_prompt.CompletionOption = "",
     method: options.MethodOption = None,
     method_file: options.MethodFileOption = None,
     loss: options.LossOption = None,
@@ -123,6 +130,8 @@ def create(
     full_modules: options.FullModulesOption = None,
     virtual_tokens: options.VirtualTokensOption = None,
     quantize_base: options.QuantizeBaseOption = None,
+    sweep: tune_sweep.SweepOption = None,
+    sweep_space: tune_sweep.SweepSpaceOption = None,
     suffix: options.SuffixOption = "",
     request_id: options.RequestIdOption = "",
     follow_it: options.WatchOption = False,
@@ -133,11 +142,17 @@ def create(
 ) -> None:
     """Start a fine-tuning job."""
     how = options.method_of(context.params)  # before anything is sent
+    tries = tune_sweep.sweep_of(sweep, sweep_space)
+    template = tune_prompt.prompt_of(prompt, completion)
     with api(context) as client:
         body: Json = {"model": model, "method": how}
         body["training_file"] = file_id(client, file, purpose="fine-tune")
         if validation_file:
             body["validation_file"] = file_id(client, validation_file, purpose="fine-tune")
+        if tries is not None:
+            body["sweep"] = tries
+        if template is not None:
+            body["prompt"] = template
         if suffix:
             body["suffix"] = suffix
         if seed is not None:

@@ -287,6 +287,7 @@ _OF_BODY = {
     "suffix": "--suffix",
     "seed": "--seed",
     "method.type": "--method",
+    "sweep.trials": "--sweep",
 }
 
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from millrace_compressor.jobs import evaluate, plain, quantize
+from millrace_compressor.jobs import evaluate, parity, plain, quantize
 from millrace_runtime import jobs, manifest
 from millrace_runtime.jobs import JobError, Reporter
 from millrace_runtime.manifest import ManifestError
@@ -104,6 +104,7 @@ def _measure_plain(
 ) -> dict[str, Any]:
     artifact = plain.Artifact(converted)
     return {
+        **_parity(spec, converted, original, artifact, artifact.dtype),
         **evaluate.compare(original, artifact, windows),
         **artifact.latency(windows[0]),
         "artifact_size_bytes": plain.size_bytes(converted),
@@ -114,11 +115,30 @@ def _measure_exported(
     spec: Spec, converted: Path, original: evaluate.Original, windows: NDArray[np.int64]
 ) -> dict[str, Any]:
     artifact = evaluate.Artifact(converted, spec.threads)
+    exact = evaluate.Artifact(converted, spec.threads, evaluate.EXACT)
+    dtype = "int8" if spec.target == "openvino-int8" else "float32"
     return {
+        **_parity(spec, converted, original, exact, dtype),
         **evaluate.compare(original, artifact, windows),
         **evaluate.latency(converted, windows[0], spec.threads),
         "artifact_size_bytes": (converted / "openvino_model.bin").stat().st_size,
     }
+
+
+def _parity(
+    spec: Spec, converted: Path, original: evaluate.Original, artifact: evaluate.Scored, dtype: str
+) -> dict[str, Any]:
+    """The measurement ``parity``, of checkpoints that have probes."""
+
+    def reexport() -> evaluate.Scored:
+        folder = manifest.temporary_sibling(converted)
+        quantize.convert(spec.checkpoint_path / "model", "openvino-fp32", folder)
+        return evaluate.Artifact(folder, spec.threads, evaluate.EXACT)
+
+    found = parity.certify(
+        spec.checkpoint_path, converted, original, artifact, dtype=dtype, reexport=reexport
+    )
+    return {} if found is None else {"parity": found}
 
 
 def _converted(spec: Spec) -> Path:

@@ -2,7 +2,9 @@
 
 import resource
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +21,14 @@ _WINDOWS_AT_ONCE = 4
 LATENCY_TOKENS = 24
 LATENCY_RUNS = 3
 LATENCY_PROMPT_TOKENS = 32
+# As the engine computes log-probabilities (the registry's engines/forward.py).
+EXACT = MappingProxyType(
+    {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "KV_CACHE_PRECISION": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+    }
+)
 
 Logits = NDArray[np.float32]  # (windows, positions, vocabulary)
 
@@ -72,9 +82,11 @@ class Original:
 class Artifact:
     """The artifact, through the runtime that its engine uses."""
 
-    def __init__(self, directory: Path, threads: int) -> None:
+    def __init__(
+        self, directory: Path, threads: int, properties: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
         compiled = openvino.Core().compile_model(
-            directory / MODEL_FILE, "CPU", {"INFERENCE_NUM_THREADS": threads}
+            directory / MODEL_FILE, "CPU", {"INFERENCE_NUM_THREADS": threads, **properties}
         )
         self._request = compiled.create_infer_request()
         self._inputs = {port.get_any_name() for port in compiled.inputs}

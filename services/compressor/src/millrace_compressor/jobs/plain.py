@@ -30,6 +30,7 @@ _FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "README.md",
 )
 
 
@@ -77,6 +78,10 @@ class Artifact:
             directory, dtype="auto", local_files_only=True, use_safetensors=True
         )
         self._load_seconds = time.perf_counter() - started
+
+    @property
+    def dtype(self) -> str:
+        return str(self._model.dtype).removeprefix("torch.")
 
     @torch.inference_mode()
     def logits(self, ids: NDArray[np.int64]) -> Logits:

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from millrace_runtime.jobs import JobError
 
 MODEL_FILE = "openvino_model.xml"
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_COPIED_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "README.md")
 _INT8_TYPES = frozenset({"i8", "u8"})
 # Norms, rotary tables and zero points stay in floating point; they are a percent or two.
 _LEAST_INT8_SHARE = 0.9
@@ -46,7 +46,7 @@ def convert(model: Path, target: str, output: Path) -> None:
         raise JobError("CHECKPOINT_INVALID", f"the model cannot be loaded: {error}") from error
     exported.save_pretrained(output)
     export_tokenizer(tokenizer, output)
-    for name in _TOKENIZER_FILES:
+    for name in _COPIED_FILES:
         # Byte for byte as in training: what the tokenizer's own save would write may differ.
         if (model / name).exists():
             shutil.copyfile(model / name, output / name)

@@ -5,9 +5,9 @@ Reference: https://platform.openai.com/docs/api-reference/batch
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from millrace.data.v1 import service_pb2 as pb
 from millrace_gateway import upstream
@@ -22,7 +22,7 @@ from millrace_gateway.rest.listing import (
     token_after,
 )
 from millrace_gateway.rest.routing import router
-from millrace_gateway.rest.shapes import Id, RequestBody
+from millrace_gateway.rest.shapes import Id, Metadata, RequestBody
 from millrace_runtime.errors import InvalidArgument, NotFound
 
 ROUTER = router("batches", "/v1/batches")
@@ -40,9 +40,6 @@ StatusWord = Literal[
     "cancelling",
     "cancelled",
 ]
-MetadataKey = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00]*$")]
-MetadataValue = Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")]
-Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
 
 
 class CreateBatch(RequestBody):

@@ -15,6 +15,8 @@ from millrace_gateway.generation import Generator
 from millrace_gateway.history import Position, Record, Selection
 from millrace_gateway.inference import Inference
 from millrace_gateway.letters import Letters
+from millrace_gateway.permissions import Permissions
+from millrace_gateway.rest.prompt_versions import PromptVersions
 from millrace_gateway.tokenizer import Tokenizers
 from millrace_gateway.upstream import Upstream
 from millrace_gateway.webhooks.app import Webhooks
@@ -54,6 +56,8 @@ class Gateway:
     letters: Letters
     batches: Batches
     webhooks: Webhooks
+    permissions: Permissions
+    prompts: PromptVersions
     is_ready: Callable[[], bool]
     measure: Callable[[], None]
     maximum_body_bytes: int

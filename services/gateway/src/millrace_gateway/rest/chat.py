@@ -26,12 +26,14 @@ from millrace_gateway.rest.generations import (
     event,
     fingerprint,
     json_answer,
+    missing,
     repeated,
     told,
     usage,
     while_connected,
 )
 from millrace_gateway.rest.logprobs import ChatLogprobs, chat_logprobs
+from millrace_gateway.rest.prompt_reference import PromptReference, PromptUse, use
 from millrace_gateway.rest.routing import router
 from millrace_gateway.rest.tools import ToolChoice, ToolPlan, Tools, answer_format, plan
 from millrace_gateway.tool_calls import ToolCall, ToolCallReader
@@ -43,7 +45,10 @@ ROUTER = router("chat")
 
 
 class ChatRequest(SamplingBody):
-    messages: Messages
+    """``prompt`` is beyond the OpenAI API: its messages come first, and others may be left out."""
+
+    messages: Messages | None = None
+    prompt: PromptReference | None = None
     max_completion_tokens: TokenLimit | None = None
     logprobs: bool | None = None
     top_logprobs: AlternativeCount | None = None
@@ -114,9 +119,12 @@ class ChatCompletion(BaseModel):
 )
 async def create_chat_completion(request: Request, body: ChatRequest, caller: CallerOf) -> Response:
     """Answer a chat, at once or as a stream of server-sent events."""
-    tools = plan(body.tools, body.tool_choice, body.parallel_tool_calls)
+    _check(body)
+    prompt = await use(caller, body.prompt)
+    wanted = prompt.tools if body.tools is None else body.tools
+    tools = plan(wanted, body.tool_choice, body.parallel_tool_calls)
     deadline = deadline_of(request, bool(body.stream))
-    asked = repeated(_asked(caller, body, tools, deadline), body.n or 1)
+    asked = repeated(_asked(caller, body, prompt, tools, deadline), body.n or 1)
     begin = partial(bundle.start, caller.gateway.generator, asked, repeats=len(asked))
     with calling(tools.fields):
         if body.stream:
@@ -272,9 +280,8 @@ def _call(call: ToolCall) -> dict[str, Any]:
 
 
 def _asked(
-    caller: Caller, body: ChatRequest, tools: ToolPlan, deadline: Deadline
+    caller: Caller, body: ChatRequest, prompt: PromptUse, tools: ToolPlan, deadline: Deadline
 ) -> generation.Request:
-    _check(body)
     sampling = body.sampling()
     stops = [*([body.stop] if isinstance(body.stop, str) else body.stop or ()), *tools.stops]
     sampling |= {
@@ -288,7 +295,7 @@ def _asked(
         tenant=caller.tenant,
         operation="chat",
         model=body.model,
-        make_prompt=Conversation(rendered(body.messages), tools),
+        make_prompt=Conversation([*prompt.messages, *rendered(body.messages or ())], tools),
         sampling=sampling,
         principal=caller.principal,
         service_tier=body.service_tier,
@@ -298,6 +305,8 @@ def _asked(
 
 
 def _check(body: ChatRequest) -> None:
+    if body.messages is None and body.prompt is None:
+        raise missing("messages")
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         raise InvalidArgument(
             "give 'max_tokens' or 'max_completion_tokens', not both", field="max_tokens"

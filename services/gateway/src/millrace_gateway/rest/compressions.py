@@ -63,6 +63,25 @@ class CreateCompression(RequestBody):
     gate: Gate | None = None
 
 
+class ParityStage(BaseModel):
+    """One comparison of log-probabilities, in nats. ``mismatch`` is null when all is well."""
+
+    stage: str
+    tokens: int
+    mean_difference: float | None
+    maximum_difference: float | None
+    mean_limit: float
+    maximum_limit: float
+    mismatch: str | None
+
+
+class Parity(BaseModel):
+    """Whether every form of a tuned model says what the model in training said."""
+
+    probes: int
+    stages: list[ParityStage]
+
+
 class MeasurementsObject(BaseModel):
     """Measured on the same held-out windows; null where not measured."""
 
@@ -77,6 +96,7 @@ class MeasurementsObject(BaseModel):
     token_seconds: float | None = None
     peak_memory_bytes: int | None = None
     evaluated_tokens: int | None = None
+    parity: Parity | None = None
 
 
 class Verdict(BaseModel):
@@ -200,7 +220,24 @@ async def _trained(services: upstream.Upstream, name: str) -> pb.CheckpointRefer
 
 def measurements(message: pb.Measurements) -> MeasurementsObject:
     """Those that were measured."""
-    return MeasurementsObject(**{field.name: value for field, value in message.ListFields()})
+    measured = {field.name: value for field, value in message.ListFields()}
+    if message.HasField("parity"):
+        stages = [_stage(stage) for stage in message.parity.stages]
+        measured["parity"] = Parity(probes=message.parity.probes, stages=stages)
+    return MeasurementsObject(**measured)
+
+
+def _stage(message: pb.ParityStage) -> ParityStage:
+    measured = message.HasField("mean_difference")
+    return ParityStage(
+        stage=message.stage,
+        tokens=message.tokens,
+        mean_difference=message.mean_difference if measured else None,
+        maximum_difference=message.maximum_difference if measured else None,
+        mean_limit=message.mean_limit,
+        maximum_limit=message.maximum_limit,
+        mismatch=message.mismatch or None,
+    )
 
 
 def gate(message: pb.GatePolicy) -> Gate:

@@ -1,6 +1,6 @@
 """``/v1/datasets``: content-addressed, tokenised corpora."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, Field
 
@@ -38,13 +38,15 @@ from millrace_runtime.errors import InvalidArgument
 
 ROUTER = router("datasets", "/v1/datasets")
 
-_FIELDS = {"source.files.names": "source.files"}
+_FIELDS = {"source.files.names": "source.files", "source.examples.names": "source.files"}
+SourceType = Literal["python_standard_library", "files", "examples"]
 
 
 class Source(RequestBody):
-    """Where documents come from: ``files`` (ids) are given with the type ``files`` alone."""
+    """Where documents come from: ``files`` (ids) are given with the types ``files`` and
+    ``examples``. Of ``examples`` they hold what a fine-tuning job learns from, in one format."""
 
-    type: Literal["python_standard_library", "files"]
+    type: SourceType
     files: Annotated[list[Id], Field(max_length=1000)] | None = None
 
 
@@ -126,18 +128,20 @@ def _source(caller: Caller, source: Source) -> pb.DatasetSource:
     if source.type == "python_standard_library":
         if source.files is not None:
             raise InvalidArgument(
-                "'source.files' goes with the type 'files' alone", field="source.files"
+                "'source.files' goes with the types 'files' and 'examples' alone",
+                field="source.files",
             )
         return pb.DatasetSource(python_standard_library=pb.PythonStandardLibrary())
     names = [f"{caller.parent}/files/{file}" for file in source.files or ()]
+    if source.type == "examples":
+        return pb.DatasetSource(examples=pb.ExampleSet(names=names))
     return pb.DatasetSource(files=pb.FileSet(names=names))
 
 
 def _dataset(dataset: pb.Dataset) -> Dataset:
-    files = [identifier(name) or "" for name in dataset.source.files.names]
-    kind: Literal["python_standard_library", "files"] = (
-        "files" if dataset.source.HasField("files") else "python_standard_library"
-    )
+    kind = cast(SourceType, dataset.source.WhichOneof("source"))
+    names = (*dataset.source.files.names, *dataset.source.examples.names)
+    files = [identifier(name) or "" for name in names]
     return Dataset(
         id=identifier(dataset.name) or "",
         created_at=seconds(dataset.create_time),

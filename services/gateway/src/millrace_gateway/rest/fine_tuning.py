@@ -3,6 +3,7 @@
 Reference: https://platform.openai.com/docs/api-reference/fine-tuning
 """
 
+import zlib
 from typing import Annotated, Any, Literal
 
 from fastapi import Request
@@ -12,6 +13,11 @@ from millrace.lifecycle.v1 import lifecycle_pb2
 from millrace.tuner.v1 import service_pb2 as pb
 from millrace_gateway import upstream
 from millrace_gateway.rest.caller import Caller, CallerOf
+from millrace_gateway.rest.integrations import (
+    Integrations,
+    integration_messages,
+    integration_object,
+)
 from millrace_gateway.rest.listing import (
     After,
     Limit,
@@ -25,9 +31,9 @@ from millrace_gateway.rest.shapes import (
     STATUS_OF_STATE,
     Failure,
     Id,
+    Metadata,
     Progress,
     RequestBody,
-    Seed,
     failure,
     identifier,
     progress,
@@ -42,6 +48,19 @@ from millrace_gateway.rest.tuning_methods import (
     method_object,
     request_fields,
 )
+from millrace_gateway.rest.tuning_prompt import (
+    PROMPT_FIELDS,
+    JobPrompt,
+    prompt_message,
+    prompt_object,
+)
+from millrace_gateway.rest.tuning_sweep import (
+    Sweep,
+    sweep_fields,
+    sweep_message,
+    sweep_object,
+)
+from millrace_runtime import names
 from millrace_runtime.errors import InvalidArgument
 
 ROUTER = router("fine-tuning", "/v1/fine_tuning/jobs")
@@ -52,21 +71,26 @@ class CreateJob(RequestBody):
     training_file: Id
     validation_file: Id | None = None
     suffix: str | None = None
-    seed: Seed | None = None
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] | None = None
     method: Method | None = None
     hyperparameters: Annotated[
         Hyperparameters | None,
         Field(description="Use `method`.", json_schema_extra={"deprecated": True}),
     ] = None
-    metadata: dict[str, str] | None = None
-    # Named so that they are refused by name unless they ask for nothing.
-    integrations: Annotated[list[Any], Field(max_length=0)] | None = None
+    metadata: Metadata | None = None
+    sweep: Annotated[
+        Sweep | None, Field(description="Trains several times, and keeps what did best.")
+    ] = None
+    integrations: Integrations | None = None
+    prompt: Annotated[
+        JobPrompt | None, Field(description="Makes examples of a file of columns.")
+    ] = None
 
 
 class Job(BaseModel):
-    """A fine-tuning job. ``base_version``, ``progress`` are beyond the OpenAI API; so is what
-    ``method`` says of methods that it does not have. ``hyperparameters`` are those of a
-    supervised job only, as there."""
+    """A fine-tuning job. ``base_version``, ``progress``, ``sweep``, ``prompt`` are beyond the
+    OpenAI API; so is what ``method`` says of methods that it does not have. ``hyperparameters``
+    are those of a supervised job only, as there."""
 
     id: str
     object: Literal["fine_tuning.job"] = "fine_tuning.job"
@@ -86,19 +110,26 @@ class Job(BaseModel):
     seed: int
     error: Failure | None
     estimated_finish: int | None = None
-    integrations: list[Any] = Field(default_factory=list)
+    integrations: list[dict[str, Any]]
     metadata: dict[str, str] | None
     progress: Progress | None
+    sweep: dict[str, Any] | None = None
+    prompt: dict[str, Any] | None = None
 
 
 class CheckpointMetrics(BaseModel):
-    """The names are the OpenAI API's; ``measurements`` are all that the method takes."""
+    """The names are the OpenAI API's; ``measurements`` are all that the method takes.
+
+    All held-out examples are measured each time, so "full" says nothing more.
+    """
 
     step: int
     train_loss: float
     valid_loss: float | None
     full_valid_loss: float | None
     full_valid_mean_token_accuracy: float | None
+    train_mean_token_accuracy: float | None = None
+    valid_mean_token_accuracy: float | None
     measurements: dict[str, float]
 
 
@@ -126,12 +157,15 @@ async def create_job(body: CreateJob, caller: CallerOf) -> Job:
         training_file=_file_name(caller, body.training_file),
         validation_file=_file_name(caller, body.validation_file),
         suffix=body.suffix or "",
-        seed=body.seed or 0,
+        seed=_seed(body, caller),
         method=method_message(method),
         metadata=body.metadata or {},
+        integrations=integration_messages(body.integrations or []),
+        sweep=sweep_message(body.sweep),
+        prompt=prompt_message(caller, body.prompt),
         request_id=caller.request_id,
     )
-    fields = request_fields(method.type)
+    fields = {**request_fields(method.type), **sweep_fields(body.sweep), **PROMPT_FIELDS}
     response = await upstream.call(caller.upstream.tuner.CreateJob, request, fields)
     return job_object(caller, response.job)
 
@@ -213,15 +247,18 @@ def job_object(caller: Caller, job: pb.Job) -> Job:
         status=status,
         training_file=identifier(job.training_file) or "",
         validation_file=identifier(job.validation_file),
-        result_files=[job.result_file.rsplit("/", 1)[-1]] if job.result_file else [],
+        result_files=[names.last_id(name) for name in (job.result_file, job.trials_file) if name],
         trained_tokens=job.trained_tokens or None,
         hyperparameters=supervised.get("hyperparameters"),
         method=method,
         seed=job.seed,
         error=_error(job.failure),
         estimated_finish=seconds_or_none(job, "estimated_finish_time"),
+        integrations=[integration_object(one) for one in job.integrations],
         metadata=dict(job.metadata) or None,
         progress=progress(job.progress),
+        sweep=sweep_object(job.sweep) if job.HasField("sweep") else None,
+        prompt=prompt_object(job.prompt) if job.HasField("prompt") else None,
     )
 
 
@@ -230,6 +267,7 @@ def _checkpoint(job_id: str, checkpoint: pb.Checkpoint) -> JobCheckpoint:
     step = "" if checkpoint.final else f":ckpt-step-{checkpoint.step}"
     loss = checkpoint.valid_loss if checkpoint.HasField("valid_loss") else None
     measured = dict(checkpoint.metrics)
+    accuracy = measured.get("valid_mean_token_accuracy")
     return JobCheckpoint(
         id=identifier(checkpoint.name) or "",
         created_at=seconds(checkpoint.create_time),
@@ -241,7 +279,8 @@ def _checkpoint(job_id: str, checkpoint: pb.Checkpoint) -> JobCheckpoint:
             train_loss=checkpoint.train_loss,
             valid_loss=loss,
             full_valid_loss=loss,
-            full_valid_mean_token_accuracy=measured.get("valid_mean_token_accuracy"),
+            full_valid_mean_token_accuracy=accuracy,
+            valid_mean_token_accuracy=accuracy,
             measurements=measured,
         ),
         digest=checkpoint.content.digest,
@@ -259,6 +298,13 @@ def _method(body: CreateJob) -> Method:
         return body.method
     supervised = Supervised(hyperparameters=body.hyperparameters or Hyperparameters())
     return Method(type="supervised", supervised=supervised)
+
+
+def _seed(body: CreateJob, caller: Caller) -> int:
+    """The seed that is asked for, or one for this request: when it is sent again, the same."""
+    if body.seed is not None:
+        return body.seed
+    return zlib.crc32(caller.request_id.encode())
 
 
 def _status(job: pb.Job) -> str:
@@ -287,4 +333,8 @@ def _job_name(caller: Caller, job_id: str) -> str:
 
 
 def _file_name(caller: Caller, file_id: str | None) -> str:
-    return f"{caller.parent}/files/{file_id}" if file_id else ""
+    """Of a file, or of a dataset of examples: their ids tell them apart."""
+    if not file_id:
+        return ""
+    collection = "datasets" if file_id.startswith("dataset-") else "files"
+    return f"{caller.parent}/{collection}/{file_id}"

@@ -20,7 +20,7 @@ from millrace_gateway.bundle import Bundle
 from millrace_gateway.generation import Request as GenerationRequest
 from millrace_gateway.rest import errors
 from millrace_gateway.rest.shapes import Number, RequestBody
-from millrace_runtime.errors import MillraceError
+from millrace_runtime.errors import InvalidArgument, MillraceError
 
 _Answer = TypeVar("_Answer")
 _DONE = b"data: [DONE]\n\n"
@@ -81,6 +81,15 @@ class Usage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+
+
+def missing(field: str) -> InvalidArgument:
+    """For a field that may be left out in some requests only."""
+    return InvalidArgument(
+        f"Missing required parameter: '{field}'.",
+        reason="MISSING_REQUIRED_PARAMETER",
+        field=field,
+    )
 
 
 @contextmanager

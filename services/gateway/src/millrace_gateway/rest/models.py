@@ -3,9 +3,11 @@
 Reference: https://platform.openai.com/docs/api-reference/models
 """
 
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from fastapi import Query
+from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, Field
 
 from millrace.compressor.v1.service_pb2 import Target
@@ -31,8 +33,15 @@ from millrace_gateway.rest.shapes import (
     identifier,
     seconds,
 )
+from millrace_runtime.errors import FailedPrecondition, NotFound
 
 ROUTER = router("models")
+
+
+class Markdown(PlainTextResponse):
+    """UTF-8 (RFC 7763)."""
+
+    media_type = "text/markdown"
 
 
 class ServedVersion(BaseModel):
@@ -55,6 +64,7 @@ class Model(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str
+    shutdown_date: None = None
     versions: list[ServedVersion]
     aliases: dict[str, int]
     checkpoint_steps: list[int]
@@ -107,12 +117,14 @@ async def list_models(caller: CallerOf) -> dict[str, Any]:
     """The models that can be asked now, tuned ones too, each with its loaded checkpoints."""
     routes = caller.gateway.generator.routes.of_tenant(caller.tenant)
     found = [one for known in routes for one in (_model(known), *_checkpoints(known))]
-    return page_of(found, has_more=False)
+    return page_of([*found, *_shared_with(caller)], has_more=False)
 
 
 @ROUTER.get("/v1/models/{model}", response_model=Model)
 async def get_model(model: str, caller: CallerOf) -> Model:
     named = caller.gateway.generator.routes.named(caller.tenant, model)
+    if named.route.tenant != caller.tenant:
+        return _shared(named, model)
     if named.is_step:
         return _checkpoint(named.route, model, int(named.pinned))
     if named.pinned:
@@ -120,11 +132,35 @@ async def get_model(model: str, caller: CallerOf) -> Model:
     return _model(named.route)
 
 
+@ROUTER.get("/v1/models/{model}/card", response_class=Markdown)
+async def get_card(model: str, caller: CallerOf) -> Markdown:
+    """What the model is made of and how well it does, as Hugging Face's hub shows it.
+
+    ``model`` may be whatever chat accepts, and a version that does not serve. Tuned models have
+    a card.
+    """
+    card = await caller.gateway.tokenizers.card(await resolve(caller, model))
+    if card is None:
+        raise NotFound(f"The model has no card: {model!r}; tuned models have one", field="model")
+    return Markdown(card)
+
+
 @ROUTER.delete("/v1/models/{model}", response_model=ModelDeleted)
 async def delete_model(model: str, caller: CallerOf) -> ModelDeleted:
     """Stop serving a model and forget it; the history of its versions stays."""
     request = pb.DeleteModelRequest(name=caller.model_name(model))
-    await upstream.call(caller.upstream.registry.DeleteModel, request)
+    whole, is_step, _ = model.rpartition(":ckpt-step-")
+    try:
+        await upstream.call(caller.upstream.registry.DeleteModel, request)
+    except NotFound as error:
+        if not is_step:
+            raise
+        raise FailedPrecondition(
+            f"{model!r} is a checkpoint, and goes with its model; delete {whole!r}",
+            reason="NOT_A_MODEL",
+            field="model",
+        ) from error
+    await caller.gateway.permissions.forget(caller.tenant, model)
     return ModelDeleted(id=model)
 
 
@@ -207,6 +243,25 @@ def _checkpoint(found: route.Route, id: str, version: int) -> Model:
         aliases={alias: number for alias, number in found.aliases.items() if number == version},
         checkpoint_steps=[],
     )
+
+
+def _shared_with(caller: Caller) -> list[Model]:
+    """What other projects let this one use, and serve."""
+    routes, found = caller.gateway.generator.routes, []
+    for name in routes.shared_with(caller.tenant):
+        with suppress(NotFound):
+            named = routes.named(caller.tenant, name)
+            found.append(_shared(named, name))
+    return [one for one in found if one.owned_by != caller.tenant]
+
+
+def _shared(named: route.Named, id: str) -> Model:
+    """Another's; its aliases and other checkpoints are not for this one to use."""
+    if named.is_step:
+        found = _checkpoint(named.route, id, int(named.pinned))
+    else:
+        found = _model(named.route)
+    return found.model_copy(update={"aliases": {}, "checkpoint_steps": []})
 
 
 def _served(target: route.Target) -> ServedVersion:

@@ -28,8 +28,10 @@ from millrace_gateway.rest.generations import (
     TokenLimit,
     calling,
     json_answer,
+    missing,
     while_connected,
 )
+from millrace_gateway.rest.prompt_reference import PromptReference, PromptUse, use
 from millrace_gateway.rest.response_events import GrowingResponse
 from millrace_gateway.rest.routing import router
 from millrace_gateway.rest.shapes import Number, RequestBody
@@ -147,7 +149,9 @@ class ResponseRequest(RequestBody):
     input: (
         Annotated[str, Field(min_length=1)]
         | Annotated[list[Item], Field(min_length=1, max_length=10_000)]
-    )
+        | None
+    ) = None
+    prompt: PromptReference | None = None
     instructions: str | None = None
     max_output_tokens: TokenLimit | None = None
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
@@ -204,32 +208,36 @@ class ResponseObject(BaseModel):
 )
 async def create_response(request: Request, body: ResponseRequest, caller: CallerOf) -> Response:
     """Answer a conversation, at once or as a stream of typed events."""
-    tools = _plan(body)
+    _check(body)
+    prompt = await use(caller, body.prompt)
+    tools, said = _plan(body, prompt), {**_said(body), **prompt.said}
     with calling({**_FIELDS, **tools.fields}):
-        asked = _asked(caller, body, tools, deadline_of(request, bool(body.stream)))
+        asked = _asked(caller, body, prompt, tools, deadline_of(request, bool(body.stream)))
         begin = partial(bundle.start, caller.gateway.generator, [asked])
         if body.stream:
             started = await while_connected(request, begin())
             if started is None:
                 return Response(status_code=499)
-            return EventStream(_events(body, tools, started), started)
-        answer = await while_connected(request, _answer(body, tools, begin))
+            return EventStream(_events(said, tools, started), started)
+        answer = await while_connected(request, _answer(said, tools, begin))
         return answer or Response(status_code=499)
 
 
 async def _answer(
-    body: ResponseRequest, tools: ToolPlan, begin: Callable[[], Awaitable[Bundle]]
+    said: Mapping[str, Any], tools: ToolPlan, begin: Callable[[], Awaitable[Bundle]]
 ) -> Response:
     started = await begin()
-    growing = GrowingResponse(started, _said(body), tools.reader())
+    growing = GrowingResponse(started, said, tools.reader())
     async for _, delta in started.deltas():
         growing.add(delta)
     growing.finish()
     return json_answer(growing.document, started)
 
 
-async def _events(body: ResponseRequest, tools: ToolPlan, started: Bundle) -> AsyncIterator[bytes]:
-    growing = GrowingResponse(started, _said(body), tools.reader())
+async def _events(
+    said: Mapping[str, Any], tools: ToolPlan, started: Bundle
+) -> AsyncIterator[bytes]:
+    growing = GrowingResponse(started, said, tools.reader())
     for event in growing.begin():
         yield event
     try:
@@ -244,11 +252,13 @@ async def _events(body: ResponseRequest, tools: ToolPlan, started: Bundle) -> As
         yield event
 
 
-def _plan(body: ResponseRequest) -> ToolPlan:
-    tools = [
+def _plan(body: ResponseRequest, prompt: PromptUse) -> ToolPlan:
+    tools: Sequence[Tool] = [
         Tool(type="function", function=FunctionDefinition(**tool.model_dump(exclude={"type"})))
         for tool in body.tools or ()
     ]
+    if body.tools is None:
+        tools = prompt.tools or ()
     choice: ToolChoice | None = None
     if isinstance(body.tool_choice, NamedFunctionTool):
         function = NamedFunction(name=body.tool_choice.name)
@@ -261,16 +271,15 @@ def _plan(body: ResponseRequest) -> ToolPlan:
 
 
 def _asked(
-    caller: Caller, body: ResponseRequest, tools: ToolPlan, deadline: Deadline
+    caller: Caller, body: ResponseRequest, prompt: PromptUse, tools: ToolPlan, deadline: Deadline
 ) -> generation.Request:
-    _check(body)
     has_logprobs = _LOGPROBS in (body.include or ())
     return generation.Request(
         id=names.new_id("resp"),
         tenant=caller.tenant,
         operation="chat",
         model=body.model,
-        make_prompt=Conversation(_messages(body), tools),
+        make_prompt=Conversation(_messages(body, prompt), tools),
         sampling={
             "max_tokens": body.max_output_tokens,
             "temperature": body.temperature,
@@ -287,6 +296,8 @@ def _asked(
 
 
 def _check(body: ResponseRequest) -> None:
+    if body.input is None and body.prompt is None:
+        raise missing("input")
     for field in ("store", "previous_response_id", "background", "conversation"):
         if getattr(body, field):
             raise InvalidArgument(
@@ -307,14 +318,20 @@ def _engine_format(text: TextConfiguration | None) -> Mapping[str, Any] | None:
     return None
 
 
-def _messages(body: ResponseRequest) -> list[dict[str, Any]]:
-    """The conversation as chat templates take it; calls belong to the message before them."""
-    messages: list[dict[str, Any]] = []
+def _messages(body: ResponseRequest, prompt: PromptUse) -> list[Mapping[str, Any]]:
+    """The conversation as chat templates take it: what is given before it, then the input."""
+    given = list(prompt.messages)
     if body.instructions:
-        messages.append({"role": "system", "content": body.instructions})
+        given.insert(0, {"role": "system", "content": body.instructions})
     if isinstance(body.input, str):
-        return [*messages, {"role": "user", "content": body.input}]
-    for number, item in enumerate(body.input):
+        return [*given, {"role": "user", "content": body.input}]
+    return [*given, *_items(body.input or ())]
+
+
+def _items(items: Sequence[Item]) -> list[dict[str, Any]]:
+    """Items as messages; calls belong to the message before them."""
+    messages: list[dict[str, Any]] = []
+    for number, item in enumerate(items):
         if isinstance(item, InputMessage):
             role = "system" if item.role == "developer" else item.role
             messages.append({"role": role, "content": _text(item.content)})

@@ -25,6 +25,9 @@ Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 Seed = Annotated[int, Field(ge=0, le=2**64 - 1)]
 Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,80}$")]
+MetadataKey = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00]*$")]
+MetadataValue = Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")]
+Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 

@@ -194,6 +194,19 @@ class Sequence(RequestBody):
     adapter: Adapter | None = None
 
 
+_NUMBERS = {
+    "dpo": set(DpoHyperparameters.model_fields),
+    "kto": set(KtoHyperparameters.model_fields),
+    "orpo": set(OrpoHyperparameters.model_fields),
+    "reward": set(RewardHyperparameters.model_fields),
+    "reinforcement": set(ReinforcementHyperparameters.model_fields),
+    "ppo": set(PpoHyperparameters.model_fields),
+    "distillation": set(DistillationHyperparameters.model_fields),
+    "pretraining": set(PretrainingHyperparameters.model_fields),
+}
+"""Names in the hyperparameters of the types that have more than the common ones."""
+
+
 class Method(RequestBody):
     """How to tune: ``type``, and the object of that name."""
 
@@ -301,7 +314,7 @@ def method_object(message: pb.Method) -> dict[str, Any]:
     common = _values(message.hyperparameters)
     hyperparameters = {"n_epochs": common.pop("epochs", "auto"), **common}
     beside: dict[str, Any] = {}
-    numbers = _hyperparameter_names(type)
+    numbers = _NUMBERS.get(type, set(Hyperparameters.model_fields))
     for name, value in _values(getattr(message, type)).items():
         shown = _REST_NAMES.get(name, name)
         if shown in numbers:
@@ -315,20 +328,6 @@ def method_object(message: pb.Method) -> dict[str, Any]:
         "type": type,
         type: {"hyperparameters": hyperparameters, "adapter": adapter, **beside},
     }
-
-
-def _hyperparameter_names(type: str) -> set[str]:
-    models = {
-        "dpo": DpoHyperparameters,
-        "kto": KtoHyperparameters,
-        "orpo": OrpoHyperparameters,
-        "reward": RewardHyperparameters,
-        "reinforcement": ReinforcementHyperparameters,
-        "ppo": PpoHyperparameters,
-        "distillation": DistillationHyperparameters,
-        "pretraining": PretrainingHyperparameters,
-    }
-    return set(models.get(type, Hyperparameters).model_fields)
 
 
 def _values(message: Message) -> dict[str, Any]:
@@ -346,7 +345,7 @@ def request_fields(type: str) -> dict[str, str]:
         places[f"method.hyperparameters.{theirs}"] = f"method.{type}.hyperparameters.{name}"
     for name in Adapter.model_fields:
         places[f"method.adapter.{name}"] = f"method.{type}.adapter.{name}"
-    for name in _hyperparameter_names(type) - set(Hyperparameters.model_fields):
+    for name in _NUMBERS.get(type, set()) - set(Hyperparameters.model_fields):
         theirs = _PROTO_NAMES.get(name, name)
         places[f"method.{type}.{theirs}"] = f"method.{type}.hyperparameters.{name}"
     return places

@@ -155,6 +155,13 @@ def report_fields(checkpoint: Committed) -> dict[str, Any]:
         "final": metadata["final"],
         "train_loss": metadata["train_loss"],
         "valid_loss": metadata["valid"].get("valid_loss"),
-        "metrics": metadata["valid"],
+        "metrics": {**metadata["valid"], **_parity(metadata)},
         "trained_tokens": metadata["trained_tokens"],
     }
+
+
+def _parity(metadata: dict[str, Any]) -> dict[str, float]:
+    """The largest difference of a log-probability, by the form that was compared with training's:
+    ``parity_adapter``, ``parity_merge``; nothing of models that write no text."""
+    found = metadata.get("parity", {}).get("largest_difference", {})
+    return {f"parity_{stage}": value for stage, value in found.items()}

@@ -30,7 +30,8 @@ class Divergence:
     2.1), between the forward (0) and the reverse (1) of Kullback and Leibler."""
 
     def __init__(self, teacher: PreTrainedModel, method: Distillation) -> None:
-        self._teacher = teacher.eval().requires_grad_(False)
+        frozen: Any = teacher
+        self._teacher = frozen.requires_grad_(False).eval()
         self._method = method
 
     def __call__(self, student: Any, head: PreTrainedModel, batch: Batch) -> Found:

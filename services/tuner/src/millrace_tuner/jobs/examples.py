@@ -10,6 +10,7 @@ what is given and what is learnt, not even when an answer begins with a line bre
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -184,14 +185,24 @@ def require_separable(codec: Codec) -> None:
 def encode(
     conversation: Conversation, codec: Codec, maximum_tokens: int, given_messages: int = 0
 ) -> Example:
-    """Tokenise one conversation; of one that is too long, the first ``maximum_tokens`` stay."""
-    segments = cut(conversation, codec, given_messages)
+    """Tokenise one conversation; of one that is too long, the first ``maximum_tokens`` stay.
+
+    All that stands before the first learned answer is one piece, as it is for serving, whoever
+    wrote it: the answers of few-shot examples too.
+    """
+    segments = joined(cut(conversation, codec, given_messages))
     pieces = codec.encode([segment.text for segment in segments])
     token_ids = np.concatenate([np.asarray(piece, dtype=np.int32) for piece in pieces])
     marks = [segment.is_learned for segment in segments]
     is_learned = np.repeat(np.asarray(marks), [len(piece) for piece in pieces])
     was_truncated = len(token_ids) > maximum_tokens
     return Example(token_ids[:maximum_tokens], is_learned[:maximum_tokens], was_truncated)
+
+
+def joined(segments: Sequence[Segment]) -> list[Segment]:
+    """Neighbours of one fate as one; what is learned never stands beside the like."""
+    groups = groupby(segments, lambda segment: segment.is_learned)
+    return [Segment("".join(one.text for one in group), fate) for fate, group in groups]
 
 
 def encode_all(

@@ -48,11 +48,10 @@ class Forgetting:
         tokens; nothing without such data."""
         if self._windows is None:
             return {}
-        predicted = self._windows.shape[0] * (self._windows.shape[1] - 1)
         report = {
             "base_loss_before": before[BASE_LOSS],
             "base_loss_after": after[BASE_LOSS],
-            "tokens": predicted,
+            "tokens": _predicted(self._windows),
         }
         return {"forgetting": report}
 
@@ -74,7 +73,13 @@ def mean_loss(model: Any, windows: NDArray[np.int64], precision: torch.dtype) ->
         predictions = logits[0, -len(window) : -1].float()  # without those of a prompt adapter
         total += float(cross_entropy(predictions, window[1:], reduction="sum"))
     model.train(was_training)
-    return total / (windows.shape[0] * (windows.shape[1] - 1))
+    return total / _predicted(windows)
+
+
+def _predicted(windows: NDArray[np.int64]) -> int:
+    """How many tokens are predicted: all but the first of each window."""
+    count, length = windows.shape
+    return int(count * (length - 1))
 
 
 def _require_known(windows: NDArray[np.int64], vocabulary_size: int) -> None:

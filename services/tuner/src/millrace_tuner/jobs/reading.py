@@ -2,7 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+from millrace_examples.prompt_template import template_of
+from millrace_examples.prompted import Prompting, makes, read_prompted
 from millrace_examples.reading import ExamplesError, Wanted, read
 from millrace_runtime.jobs import JobError
 from millrace_tuner.jobs.conversations import Conversation, read_conversations
@@ -18,6 +21,8 @@ def conversations(spec: Spec) -> tuple[list[Conversation], list[Conversation] | 
     Raises:
         JobError: FILE_MISSING, FILE_CHANGED, INVALID_EXAMPLE, EMPTY_FILE, INVALID_SPEC.
     """
+    if spec.prompt is not None:
+        return files(spec, Conversation)
     training = read_conversations(
         spec.training_file_path, spec.training_file_sha256, "training file"
     )
@@ -51,9 +56,24 @@ def files(spec: Spec, wanted: type[Wanted]) -> tuple[list[Wanted], list[Wanted] 
 
 def _read(spec: Spec, path: Path, sha256: str, wanted: type[Wanted], purpose: str) -> list[Wanted]:
     try:
+        if spec.prompt is not None:
+            return _read_prompted(spec, path, sha256, wanted, purpose)
         return read(path, sha256, wanted, purpose, spec.method.kind)
     except ExamplesError as error:
         raise JobError(error.reason, str(error)) from error
+
+
+def _read_prompted(
+    spec: Spec, path: Path, sha256: str, wanted: type[Any], purpose: str
+) -> list[Any]:
+    """Rows of columns, as the examples that the job's prompt template makes of them."""
+    assert spec.prompt is not None
+    if not makes(wanted):
+        message = f"method {spec.method.kind} does not learn from a prompt's answers"
+        raise JobError("INVALID_SPEC", message)
+    template = template_of(json.loads(spec.prompt.template))
+    prompting = Prompting(template, spec.prompt.completion)
+    return read_prompted(path, sha256, wanted, purpose, spec.method.kind, prompting)
 
 
 def sequence_limit(spec: Spec) -> int:

@@ -32,7 +32,7 @@ _IGNORED = -100
 Batch = dict[str, torch.Tensor]
 
 
-class PairTrainer(PreparedTrainer, Seq2SeqTrainer):  # type: ignore[misc]
+class PairTrainer(PreparedTrainer, Seq2SeqTrainer):
     """Every token of the targets counts the same, whatever its batch."""
 
     def compute_loss(
@@ -155,7 +155,7 @@ class SequenceObjective:
         return [self._text(row) for row in written.tolist()]
 
     def _text(self, token_ids: Sequence[int]) -> str:
-        text = self._tokenizer.decode(token_ids, skip_special_tokens=True)
+        text = self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
         return str(text).strip()
 
     def heldout_stream(self) -> None:

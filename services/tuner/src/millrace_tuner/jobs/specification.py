@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from millrace_runtime import manifest
 from millrace_tuner.domain import Integration
 from millrace_tuner.methods import Adapter, Hyperparameters, Method, Supervised
+from millrace_tuner.prompt import Prompt
 from millrace_tuner.sweep import Sweep
 
 _DIGEST = r"^sha256:[0-9a-f]{64}$"
@@ -67,6 +68,9 @@ class Spec(BaseModel):
     )
     integration: Integration | None = Field(None, description="how MLflow is to call its run")
     sweep: Sweep | None = Field(None, description="what is tried; only a sweep's own job reads it")
+    prompt: Prompt | None = Field(
+        None, description="makes examples of rows of columns; absent: the files hold examples"
+    )
 
     @property
     def digest(self) -> str:

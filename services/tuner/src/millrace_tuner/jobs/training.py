@@ -19,7 +19,7 @@ from millrace_runtime import manifest
 from millrace_runtime.jobs import JobError, Reporter
 from millrace_runtime.tracking import Tracking
 from millrace_tuner.domain import Integration
-from millrace_tuner.jobs import adapter, checkpoint, model_card, parity
+from millrace_tuner.jobs import adapter, checkpoint, model_card, parity, zero
 from millrace_tuner.jobs.adaptive_rank import RankAllocation
 from millrace_tuner.jobs.cancellation import Cancellation
 from millrace_tuner.jobs.checkpoint import Committed
@@ -29,6 +29,7 @@ from millrace_tuner.jobs.objective import Objective
 from millrace_tuner.jobs.recorder import Recorder
 from millrace_tuner.jobs.specification import Spec
 from millrace_tuner.methods import NOT_MERGED
+from millrace_tuner.prompt import Prompt
 
 _MICRO_BATCH_TOKENS = 16_384  # what one forward pass holds at most, padding included
 _WARMUP_FRACTION = 0.03
@@ -52,7 +53,6 @@ class Run:
         self.reporter = reporter
         self.cancellation = cancellation
         self.metrics = MetricsFile(spec.output_directory)
-        _require_one_process(spec)
         self.precision = resolve_precision(spec)
         self.micro_batch_size = micro_batch_size(spec, objective.longest_tokens)
         self.steps_per_epoch = objective.steps_per_epoch(spec.hyperparameters.batch_size)
@@ -61,17 +61,21 @@ class Run:
         self.trainer_directory = manifest.temporary_sibling(spec.output_directory / "trainer")
         self.trainer = self._build_trainer()
         self.forgetting = Forgetting(spec, objective.task)
-        self.base_measured = self._measure()
+        with zero.loading_whole(self.trainer):  # before the first step nothing is split yet
+            self.base_measured = self._measure()
         self.tracking = self._start_tracking()
 
     def _build_trainer(self) -> Trainer:
         torch.set_num_threads(self.spec.threads)
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         set_seed(self.spec.seed)
+        zero.join(self.spec)
         model = self.objective.load_model(self.spec.base_checkpoint_path / "model")
         adapter.prepare(self.spec, model, self.precision)
         trainer = self.objective.build_trainer(self, model)
-        adapter.settle(trainer.model, self.spec.adapter.kind, self.precision)
+        zero.require_enabled(trainer, self.spec.hyperparameters.zero_stage)
+        held = zero.held_precision(self.spec, self.precision)
+        adapter.settle(trainer.model, self.spec.adapter.kind, held)
         # The reporter says it all.
         trainer.remove_callback(PrinterCallback)  # type: ignore[no-untyped-call]
         if self.spec.adapter.kind == "adalora":
@@ -107,6 +111,7 @@ class Run:
             "dataloader_pin_memory": False,
             "disable_tqdm": True,
             "report_to": [],
+            **zero.arguments(given.zero_stage, self.precision),
         }
 
     @property
@@ -162,7 +167,7 @@ class Run:
             checkpoint.copy_content(best.path, temporary)
         else:
             # Loading a model draws random numbers, which training must not miss.
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(), zero.loading_whole(self.trainer):
                 self._write_checkpoint(temporary)
                 metadata |= parity.metadata_of(parity.certify(self, temporary))
         metadata |= self.forgetting.report(self.base_measured, metadata["valid"])
@@ -200,10 +205,11 @@ class Run:
     def _write_checkpoint(self, temporary: Path) -> None:
         base_model = self.spec.base_checkpoint_path / "model"
         load = self.objective.load_model
-        if self.spec.adapter.kind == "none":
-            adapter.save_tuned(load, base_model, self.model.state_dict(), temporary / "model")
-        else:
-            adapter.save_adapter(self.model, temporary / "adapter", self.spec)
+        with zero.whole_weights(self.trainer):
+            if self.spec.adapter.kind == "none":
+                adapter.save_tuned(load, base_model, self.model.state_dict(), temporary / "model")
+            else:
+                adapter.save_adapter(self.model, temporary / "adapter", self.spec)
         if self.spec.adapter.kind not in NOT_MERGED | {"none"}:
             adapter.save_merged(load, base_model, temporary / "adapter", temporary / "model")
         stream = self.objective.heldout_stream()
@@ -237,6 +243,7 @@ class Run:
                 "adapter": asdict(spec.adapter),
                 "precision": str(self.precision).removeprefix("torch."),
                 "seed": spec.seed,
+                "prompt": lineage(spec.prompt),
             },
             "dataset_digest": spec.training_file_sha256,
             "parent": spec.base_checkpoint_digest,
@@ -255,15 +262,11 @@ class Run:
             self.tracking.log(int(line["step"]), metrics)
 
 
-def _require_one_process(spec: Spec) -> None:
-    """
-    Raises:
-        JobError: ZERO_STAGE_UNSUPPORTED: accelerate switches DeepSpeed off on CPUs, and a job of
-            one process has nothing to share its states with.
-    """
-    if spec.hyperparameters.zero_stage:
-        message = "zero_stage: a tuning job is one process and has no states to share; leave it out"
-        raise JobError("ZERO_STAGE_UNSUPPORTED", message)
+def lineage(prompt: Prompt | None) -> dict[str, Any] | None:
+    """What a checkpoint says of the template that its examples were made by."""
+    if prompt is None:
+        return None
+    return {key: value for key, value in asdict(prompt).items() if key != "template"}
 
 
 def resolve_precision(spec: Spec) -> torch.dtype:

@@ -175,8 +175,12 @@ def _windows(spec: Spec) -> Counted:
 
     codec = load_plain_codec(spec.base_checkpoint_path / "model")
     found = text_windows.prepare(spec, texts, codec, _ignore_both)
-    sides = ([len(window.token_ids) for window in side] for side in (found.training, found.heldout))
-    return _of_lengths(*sides, found.heldout_source, truncated=0)
+    return _of_lengths(
+        [len(window.token_ids) for window in found.training],
+        [len(window.token_ids) for window in found.heldout],
+        found.heldout_source,
+        truncated=0,
+    )
 
 
 def _classified(spec: Spec) -> Counted:
@@ -184,8 +188,12 @@ def _classified(spec: Spec) -> Counted:
     _verify_base(spec)
     codec, limit = classification.load_codec(spec, labelled), reading.sequence_limit(spec)
     found = class_examples.prepare(labelled, codec, limit, _ignore_both)
-    sides = ([len(text.token_ids) for text in side] for side in (found.training, found.heldout))
-    return _of_lengths(*sides, found.heldout_source, found.truncated)
+    return _of_lengths(
+        [len(text.token_ids) for text in found.training],
+        [len(text.token_ids) for text in found.heldout],
+        found.heldout_source,
+        truncated=found.truncated,
+    )
 
 
 def _pairs(spec: Spec) -> Counted:
@@ -196,12 +204,16 @@ def _pairs(spec: Spec) -> Counted:
     tokenizer = load_tokenizer(spec.base_checkpoint_path / "model")
     limit = reading.sequence_limit(spec)
     found = pair_examples.prepare(training, validation, tokenizer, limit, _ignore_both)
-    sides = ([pair.tokens for pair in side] for side in (found.training, found.heldout))
-    return _of_lengths(*sides, found.heldout_source, found.truncated)
+    return _of_lengths(
+        [pair.tokens for pair in found.training],
+        [pair.tokens for pair in found.heldout],
+        found.heldout_source,
+        truncated=found.truncated,
+    )
 
 
 def _of_lengths(
-    training: Sequence[int], heldout: Sequence[int], heldout_source: str, truncated: int
+    training: Sequence[int], heldout: Sequence[int], heldout_source: str, *, truncated: int
 ) -> Counted:
     """From the tokens of each example, where none is skipped."""
     is_split = heldout_source == "split"

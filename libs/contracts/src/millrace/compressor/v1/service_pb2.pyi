@@ -152,6 +152,7 @@ class Measurements(_message.Message):
     TOKEN_SECONDS_FIELD_NUMBER: _builtins.int
     PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     EVALUATED_TOKENS_FIELD_NUMBER: _builtins.int
+    PARITY_FIELD_NUMBER: _builtins.int
     original_perplexity: _builtins.float
     artifact_perplexity: _builtins.float
     kl_divergence: _builtins.float
@@ -165,6 +166,10 @@ class Measurements(_message.Message):
     token_seconds: _builtins.float
     peak_memory_bytes: _builtins.int
     evaluated_tokens: _builtins.int
+    @_builtins.property
+    def parity(self) -> Global___Parity:
+        """Absent for checkpoints that have no probes: those of training runs."""
+
     def __init__(
         self,
         *,
@@ -179,10 +184,11 @@ class Measurements(_message.Message):
         token_seconds: _builtins.float | None = ...,
         peak_memory_bytes: _builtins.int = ...,
         evaluated_tokens: _builtins.int = ...,
+        parity: Global___Parity | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_artifact_perplexity", b"_artifact_perplexity", "_first_token_seconds", b"_first_token_seconds", "_kl_divergence", b"_kl_divergence", "_load_seconds", b"_load_seconds", "_original_perplexity", b"_original_perplexity", "_token_seconds", b"_token_seconds", "_top1_agreement", b"_top1_agreement", "artifact_perplexity", b"artifact_perplexity", "first_token_seconds", b"first_token_seconds", "kl_divergence", b"kl_divergence", "load_seconds", b"load_seconds", "original_perplexity", b"original_perplexity", "token_seconds", b"token_seconds", "top1_agreement", b"top1_agreement"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_artifact_perplexity", b"_artifact_perplexity", "_first_token_seconds", b"_first_token_seconds", "_kl_divergence", b"_kl_divergence", "_load_seconds", b"_load_seconds", "_original_perplexity", b"_original_perplexity", "_token_seconds", b"_token_seconds", "_top1_agreement", b"_top1_agreement", "artifact_perplexity", b"artifact_perplexity", "first_token_seconds", b"first_token_seconds", "kl_divergence", b"kl_divergence", "load_seconds", b"load_seconds", "original_perplexity", b"original_perplexity", "parity", b"parity", "token_seconds", b"token_seconds", "top1_agreement", b"top1_agreement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_artifact_perplexity", b"_artifact_perplexity", "_first_token_seconds", b"_first_token_seconds", "_kl_divergence", b"_kl_divergence", "_load_seconds", b"_load_seconds", "_original_perplexity", b"_original_perplexity", "_token_seconds", b"_token_seconds", "_top1_agreement", b"_top1_agreement", "artifact_perplexity", b"artifact_perplexity", "artifact_size_bytes", b"artifact_size_bytes", "evaluated_tokens", b"evaluated_tokens", "first_token_seconds", b"first_token_seconds", "kl_divergence", b"kl_divergence", "load_seconds", b"load_seconds", "original_perplexity", b"original_perplexity", "original_size_bytes", b"original_size_bytes", "peak_memory_bytes", b"peak_memory_bytes", "token_seconds", b"token_seconds", "top1_agreement", b"top1_agreement"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_artifact_perplexity", b"_artifact_perplexity", "_first_token_seconds", b"_first_token_seconds", "_kl_divergence", b"_kl_divergence", "_load_seconds", b"_load_seconds", "_original_perplexity", b"_original_perplexity", "_token_seconds", b"_token_seconds", "_top1_agreement", b"_top1_agreement", "artifact_perplexity", b"artifact_perplexity", "artifact_size_bytes", b"artifact_size_bytes", "evaluated_tokens", b"evaluated_tokens", "first_token_seconds", b"first_token_seconds", "kl_divergence", b"kl_divergence", "load_seconds", b"load_seconds", "original_perplexity", b"original_perplexity", "original_size_bytes", b"original_size_bytes", "parity", b"parity", "peak_memory_bytes", b"peak_memory_bytes", "token_seconds", b"token_seconds", "top1_agreement", b"top1_agreement"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__artifact_perplexity: _TypeAlias = _typing.Literal["artifact_perplexity"]  # noqa: Y015
     _WhichOneofArgType__artifact_perplexity: _TypeAlias = _typing.Literal["_artifact_perplexity", b"_artifact_perplexity"]  # noqa: Y015
@@ -214,6 +220,83 @@ class Measurements(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top1_agreement) -> _WhichOneofReturnType__top1_agreement | None: ...
 
 Global___Measurements: _TypeAlias = Measurements  # noqa: Y015
+
+@_typing.final
+class Parity(_message.Message):
+    """Whether every form of a tuned model says what the model in training said of fixed probes. No
+    artifact passes that has a mismatch, whatever the gate's policy.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROBES_FIELD_NUMBER: _builtins.int
+    STAGES_FIELD_NUMBER: _builtins.int
+    probes: _builtins.int
+    """How many the tuning job left with the checkpoint."""
+    @_builtins.property
+    def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ParityStage]:
+        """In the order of the road: adapter, merge, template, export, quantisation, serving."""
+
+    def __init__(
+        self,
+        *,
+        probes: _builtins.int = ...,
+        stages: _abc.Iterable[Global___ParityStage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["probes", b"probes", "stages", b"stages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Parity: _TypeAlias = Parity  # noqa: Y015
+
+@_typing.final
+class ParityStage(_message.Message):
+    """One comparison. Differences are of natural log-probabilities; absent: nothing was scored."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STAGE_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    MEAN_DIFFERENCE_FIELD_NUMBER: _builtins.int
+    MAXIMUM_DIFFERENCE_FIELD_NUMBER: _builtins.int
+    MEAN_LIMIT_FIELD_NUMBER: _builtins.int
+    MAXIMUM_LIMIT_FIELD_NUMBER: _builtins.int
+    MISMATCH_FIELD_NUMBER: _builtins.int
+    stage: _builtins.str
+    tokens: _builtins.int
+    mean_difference: _builtins.float
+    maximum_difference: _builtins.float
+    mean_limit: _builtins.float
+    maximum_limit: _builtins.float
+    mismatch: _builtins.str
+    """What is wrong, with the figures; empty when nothing is."""
+    def __init__(
+        self,
+        *,
+        stage: _builtins.str = ...,
+        tokens: _builtins.int = ...,
+        mean_difference: _builtins.float | None = ...,
+        maximum_difference: _builtins.float | None = ...,
+        mean_limit: _builtins.float = ...,
+        maximum_limit: _builtins.float = ...,
+        mismatch: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_maximum_difference", b"_maximum_difference", "_mean_difference", b"_mean_difference", "maximum_difference", b"maximum_difference", "mean_difference", b"mean_difference"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_maximum_difference", b"_maximum_difference", "_mean_difference", b"_mean_difference", "maximum_difference", b"maximum_difference", "maximum_limit", b"maximum_limit", "mean_difference", b"mean_difference", "mean_limit", b"mean_limit", "mismatch", b"mismatch", "stage", b"stage", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__maximum_difference: _TypeAlias = _typing.Literal["maximum_difference"]  # noqa: Y015
+    _WhichOneofArgType__maximum_difference: _TypeAlias = _typing.Literal["_maximum_difference", b"_maximum_difference"]  # noqa: Y015
+    _WhichOneofReturnType__mean_difference: _TypeAlias = _typing.Literal["mean_difference"]  # noqa: Y015
+    _WhichOneofArgType__mean_difference: _TypeAlias = _typing.Literal["_mean_difference", b"_mean_difference"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__maximum_difference) -> _WhichOneofReturnType__maximum_difference | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mean_difference) -> _WhichOneofReturnType__mean_difference | None: ...
+
+Global___ParityStage: _TypeAlias = ParityStage  # noqa: Y015
 
 @_typing.final
 class Verdict(_message.Message):

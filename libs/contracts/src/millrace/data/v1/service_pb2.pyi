@@ -114,7 +114,7 @@ class ExampleReport(_message.Message):
     format: _builtins.str
     """openai_chat, openai_preference, sharegpt, alpaca, ..."""
     kind: _builtins.str
-    """What a row means: conversation, preference, judged, task, text, classified, pair."""
+    """What a row means: conversation, preference, judged, task, text, classified, pair, columns."""
     message_count: _builtins.int
     character_count: _builtins.int
     estimated_token_count: _builtins.int
@@ -409,23 +409,29 @@ class DatasetSource(_message.Message):
 
     PYTHON_STANDARD_LIBRARY_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
+    EXAMPLES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def python_standard_library(self) -> Global___PythonStandardLibrary:
         """The standard library of the Python that runs the job: real source, on every machine."""
 
     @_builtins.property
     def files(self) -> Global___FileSet: ...
+    @_builtins.property
+    def examples(self) -> Global___ExampleSet:
+        """Files of examples for tuning, of one format: the dataset holds the distinct examples."""
+
     def __init__(
         self,
         *,
         python_standard_library: Global___PythonStandardLibrary | None = ...,
         files: Global___FileSet | None = ...,
+        examples: Global___ExampleSet | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "python_standard_library", b"python_standard_library", "source", b"source"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["examples", b"examples", "files", b"files", "python_standard_library", b"python_standard_library", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "python_standard_library", b"python_standard_library", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["examples", b"examples", "files", b"files", "python_standard_library", b"python_standard_library", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["python_standard_library", "files"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["python_standard_library", "files", "examples"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 
@@ -465,6 +471,26 @@ class FileSet(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FileSet: _TypeAlias = FileSet  # noqa: Y015
+
+@_typing.final
+class ExampleSet(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExampleSet: _TypeAlias = ExampleSet  # noqa: Y015
 
 @_typing.final
 class DatasetRecipe(_message.Message):
@@ -548,6 +574,7 @@ class Dataset(_message.Message):
     display_name: _builtins.str
     state: _lifecycle_pb2.WorkState.ValueType
     tokenizer_digest: _builtins.str
+    """Empty of a dataset of examples, which has no tokens but an estimate of them."""
     train_tokens: _builtins.int
     heldout_tokens: _builtins.int
     @_builtins.property

@@ -26,9 +26,11 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from millrace.lifecycle.v1 import lifecycle_pb2 as millrace_dot_lifecycle_dot_v1_dot_lifecycle__pb2
 from millrace.tuner.v1 import method_pb2 as millrace_dot_tuner_dot_v1_dot_method__pb2
+from millrace.tuner.v1 import prompt_pb2 as millrace_dot_tuner_dot_v1_dot_prompt__pb2
+from millrace.tuner.v1 import sweep_pb2 as millrace_dot_tuner_dot_v1_dot_sweep__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fmillrace/tuner/v1/service.proto\x12\x11millrace.tuner.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a%millrace/lifecycle/v1/lifecycle.proto\x1a\x1emillrace/tuner/v1/method.proto\"\x8c\x06\n\x03Job\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12\x14\n\x0c\x62\x61se_version\x18\x03 \x01(\t\x12\x15\n\rtraining_file\x18\x04 \x01(\t\x12\x17\n\x0fvalidation_file\x18\x05 \x01(\t\x12\x0e\n\x06suffix\x18\x06 \x01(\t\x12\x0c\n\x04seed\x18\x07 \x01(\x04\x12)\n\x06method\x18\x08 \x01(\x0b\x32\x19.millrace.tuner.v1.Method\x12/\n\x05state\x18\t \x01(\x0e\x32 .millrace.lifecycle.v1.WorkState\x12\x31\n\x08progress\x18\n \x01(\x0b\x32\x1f.millrace.lifecycle.v1.Progress\x12/\n\x07\x66\x61ilure\x18\x0b \x01(\x0b\x32\x1e.millrace.lifecycle.v1.Failure\x12\x13\n\x0btuned_model\x18\x0c \x01(\t\x12\x16\n\x0etrained_tokens\x18\r \x01(\x03\x12\x13\n\x0bresult_file\x18\x0e \x01(\t\x12/\n\x0b\x63reate_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inish_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x08metadata\x18\x12 \x03(\x0b\x32$.millrace.tuner.v1.Job.MetadataEntry\x12\x13\n\x0btraceparent\x18\x13 \x01(\t\x12\x31\n\rvalidate_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x39\n\x15\x65stimated_finish_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xe0\x01\n\x08JobEvent\x12\n\n\x02id\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05level\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x0c\n\x04type\x18\x05 \x01(\t\x12\x39\n\x07metrics\x18\x06 \x03(\x0b\x32(.millrace.tuner.v1.JobEvent.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x8f\x03\n\nCheckpoint\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04step\x18\x03 \x01(\x03\x12\x12\n\ntrain_loss\x18\x04 \x01(\x01\x12\x17\n\nvalid_loss\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05\x66inal\x18\x06 \x01(\x08\x12/\n\x07\x63ontent\x18\x07 \x01(\x0b\x32\x1e.millrace.lifecycle.v1.Content\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1e\n\x16\x62\x61se_checkpoint_digest\x18\t \x01(\t\x12\x1c\n\x14training_file_digest\x18\n \x01(\t\x12;\n\x07metrics\x18\x0b \x03(\x0b\x32*.millrace.tuner.v1.Checkpoint.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\r\n\x0b_valid_loss\"\xa3\x04\n\x10\x43reateJobRequest\x12\x35\n\x06parent\x18\x01 \x01(\tB%\xbaH\"r 2\x1e^tenants/[a-z][a-z0-9-]{0,62}$\x12\x1e\n\nbase_model\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\x12V\n\rtraining_file\x18\x03 \x01(\tB?\xbaH<r:28^tenants/[a-z][a-z0-9-]{0,62}/files/[A-Za-z0-9_-]{1,80}$\x12[\n\x0fvalidation_file\x18\x04 \x01(\tBB\xbaH?r=2;^(tenants/[a-z][a-z0-9-]{0,62}/files/[A-Za-z0-9_-]{1,80})?$\x12,\n\x06suffix\x18\x05 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^[A-Za-z0-9_-]{0,64}$\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12)\n\x06method\x18\x07 \x01(\x0b\x32\x19.millrace.tuner.v1.Method\x12M\n\x08metadata\x18\x08 \x03(\x0b\x32\x31.millrace.tuner.v1.CreateJobRequest.MetadataEntryB\x08\xbaH\x05\x9a\x01\x02\x10\x10\x12\x1c\n\nrequest_id\x18\t \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"8\n\x11\x43reateJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.millrace.tuner.v1.Job\"]\n\rGetJobRequest\x12L\n\x04name\x18\x01 \x01(\tB>\xbaH;r927^tenants/[a-z][a-z0-9-]{0,62}/jobs/[A-Za-z0-9_-]{1,80}$\"5\n\x0eGetJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.millrace.tuner.v1.Job\"\x98\x02\n\x0fListJobsRequest\x12\x39\n\x06parent\x18\x01 \x01(\tB)\xbaH&r$2\"^tenants/(-|[a-z][a-z0-9-]{0,62})$\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x12\n\npage_token\x18\x03 \x01(\t\x12L\n\x08metadata\x18\x04 \x03(\x0b\x32\x30.millrace.tuner.v1.ListJobsRequest.MetadataEntryB\x08\xbaH\x05\x9a\x01\x02\x10\x10\x12\x18\n\x10without_metadata\x18\x05 \x01(\x08\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"Q\n\x10ListJobsResponse\x12$\n\x04jobs\x18\x01 \x03(\x0b\x32\x16.millrace.tuner.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"`\n\x10\x43\x61ncelJobRequest\x12L\n\x04name\x18\x01 \x01(\tB>\xbaH;r927^tenants/[a-z][a-z0-9-]{0,62}/jobs/[A-Za-z0-9_-]{1,80}$\"8\n\x11\x43\x61ncelJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.millrace.tuner.v1.Job\"_\n\x0fPauseJobRequest\x12L\n\x04name\x18\x01 \x01(\tB>\xbaH;r927^tenants/[a-z][a-z0-9-]{0,62}/jobs/[A-Za-z0-9_-]{1,80}$\"7\n\x10PauseJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.millrace.tuner.v1.Job\"`\n\x10ResumeJobRequest\x12L\n\x04name\x18\x01 \x01(\tB>\xbaH;r927^tenants/[a-z][a-z0-9-]{0,62}/jobs/[A-Za-z0-9_-]{1,80}$\"8\n\x11ResumeJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.millrace.tuner.v1.Job\"\x99\x01\n\x14ListJobEventsRequest\x12N\n\x06parent\x18\x01 \x01(\tB>\xbaH;r927^tenants/[a-z][a-z0-9-]{0,62}/jobs/[A-Za-z0-9_-]{1,80}$\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x12\n\npage_token\x18\x03 \x01(\t\"]\n\x15ListJobEventsResponse\x12+\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1b.millrace.tuner.v1.JobEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x84\x01\n\x14GetCheckpointRequest\x12l\n\x04name\x18\x01 \x01(\tB^\xbaH[rY2W^tenants/[a-z][a-z0-9-]{0,62}/jobs/[A-Za-z0-9_-]{1,80}/checkpoints/[A-Za-z0-9_-]{1,80}$\"J\n\x15GetCheckpointResponse\x12\x31\n\ncheckpoint\x18\x01 \x01(\x0b\x32\x1d.millrace.tuner.v1.Checkpoint\"\x9f\x01\n\x16ListCheckpointsRequest\x12R\n\x06parent\x18\x01 \x01(\tBB\xbaH?r=2;^tenants/(-|[a-z][a-z0-9-]{0,62})/jobs/[A-Za-z0-9_-]{1,80}$\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x12\n\npage_token\x18\x03 \x01(\t\"f\n\x17ListCheckpointsResponse\x12\x32\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x1d.millrace.tuner.v1.Checkpoint\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xc1\x06\n\x0cTunerService\x12V\n\tCreateJob\x12#.millrace.tuner.v1.CreateJobRequest\x1a$.millrace.tuner.v1.CreateJobResponse\x12M\n\x06GetJob\x12 .millrace.tuner.v1.GetJobRequest\x1a!.millrace.tuner.v1.GetJobResponse\x12S\n\x08ListJobs\x12\".millrace.tuner.v1.ListJobsRequest\x1a#.millrace.tuner.v1.ListJobsResponse\x12V\n\tCancelJob\x12#.millrace.tuner.v1.CancelJobRequest\x1a$.millrace.tuner.v1.CancelJobResponse\x12S\n\x08PauseJob\x12\".millrace.tuner.v1.PauseJobRequest\x1a#.millrace.tuner.v1.PauseJobResponse\x12V\n\tResumeJob\x12#.millrace.tuner.v1.ResumeJobRequest\x1a$.millrace.tuner.v1.ResumeJobResponse\x12\x62\n\rListJobEvents\x12\'.millrace.tuner.v1.ListJobEventsRequest\x1a(.millrace.tuner.v1.ListJobEventsResponse\x12\x62\n\rGetCheckpoint\x12\'.millrace.tuner.v1.GetCheckpointRequest\x1a(.millrace.tuner.v1.GetCheckpointResponse\x12h\n\x0fListCheckpoints\x12).millrace.tuner.v1.ListCheckpointsRequest\x1a*.millrace.tuner.v1.ListCheckpointsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fmillrace/tuner/v1/service.proto\x12\x11millrace.tuner.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a%millrace/lifecycle/v1/lifecycle.proto\x1a\x1emillrace/tuner/v1/method.proto\x1a\x1emillrace/tuner/v1/prompt.proto\x1a\x1dmillrace/tuner/v1/sweep.proto\"\xae\x07\n\x03Job\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12\x14\n\x0c\x62\x61se_version\x18\x03 \x01(\t\x12\x15\n\rtraining_file\x18\x04 \x01(\t\x12\x17\n\x0fvalidation_file\x18\x05 \x01(\t\x12\x0e\n\x06suffix\x18\x06 \x01(\t\x12\x0c\n\x04seed\x18\x07 \x01(\x04\x12)\n\x06method\x18\x08 \x01(\x0b\x32\x19.millrace.tuner.v1.Method\x12/\n\x05state\x18\t \x01(\x0e\x32 .millrace.lifecycle.v1.WorkState\x12\x31\n\x08progress\x18\n \x01(\x0b\x32\x1f.millrace.lifecycle.v1.Progress\x12/\n\x07\x66\x61ilure\x18\x0b \x01(\x0b\x32\x1e.millrace.lifecycle.v1.Failure\x12\x13\n\x0btuned_model\x18\x0c \x01(\t\x12\x16\n\x0etrained_tokens\x18\r \x01(\x03\x12\x13\n\x0bresult_file\x18\x0e \x01(\t\x12/\n\x0b\x63reate_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inish_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x08metadata\x18\x12 \x03(\x0b\x32$.millrace.tuner.v1.Job.MetadataEntry\x12\x13\n\x0btraceparent\x18\x13 \x01(\t\x12\x31\n\rvalidate_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x39\n\x15\x65stimated_finish_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x05sweep\x18\x16 \x01(\x0b\x32\x18.millrace.tuner.v1.Sweep\x12\x13\n\x0btrials_file\x18\x17 \x01(\t\x12\x34\n\x0cintegrations\x18\x18 \x03(\x0b\x32\x1e.millrace.tuner.v1.Integration\x12,\n\x06prompt\x18\x19 \x01(\x0b\x32\x1c.millrace.tuner.v1.JobPrompt\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa5\x01\n\x0bIntegration\x12\"\n\x04type\x18\x01 \x01(\tB\x14\xbaH\x11r\x0fR\x06mlflowR\x05wandb\x12\x1c\n\nexperiment\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x1a\n\x08run_name\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x1e\n\x04tags\x18\x04 \x03(\tB\x10\xbaH\r\x92\x01\n\x10\x14\"\x06r\x04\x10\x01\x18@\x12\x18\n\x06\x65ntity\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"\xe0\x01\n\x08JobEvent\x12\n\n\x02id\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05level\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x0c\n\x04type\x18\x05 \x01(\t\x12\x39\n\x07metrics\x18\x06 \x03(\x0b\x32(.millrace.tuner.v1.JobEvent.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x8f\x03\n\nCheckpoint\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04step\x18\x03 \x01(\x03\x12\x12\n\ntrain_loss\x18\x04 \x01(\x01\x12\x17\n\nvalid_loss\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05\x66inal\x18\x06 \x01(\x08\x12/\n\x07\x63ontent\x18\x07 \x01(\x0b\x32\x1e.millrace.lifecycle.v1.Content\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1e\n\x16\x62\x61se_checkpoint_digest\x18\t \x01(\t\x12\x1c\n\x14training_file_digest\x18\n \x01(\t\x12;\n\x07metrics\x18\x0b \x03(\x0b\x32*.millrace.tuner.v1.Checkpoint.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\r\n\x0b_valid_loss\"\xd0\x05\n\x10\x43reateJobRequest\x12\x35\n\x06parent\x18\x01 \x01(\tB%\xbaH\"r 2\x1e^tenants/[a-z][a-z0-9-]{0,62}$\x12\x1e\n\nbase_model\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\x12\x61\n\rtraining_file\x18\x03 \x01(\tBJ\xbaHGrE2C^tenants/[a-z][a-z0-9-]{0,62}/(files|datasets)/[A-Za-z0-9_-]{1,80}$\x12\x66\n\x0fvalidation_file\x18\x04 \x01(\tBM\xbaHJrH2F^(tenants/[a-z][a-z0-9-]{0,62}/(files|datasets)/[A-Za-z0-9_-]{1,80})?$\x12,\n\x06suffix\x18\x05 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^[A-Za-z0-9_-]{0,64}$\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12)\n\x06method\x18\x07 \x01(\x0b\x32\x19.millrace.tuner.v1.Method\x12M\n\x08metadata\x18\x08 \x03(\x0b\x32\x31.millrace.tuner.v1.CreateJobRequest.MetadataEntryB\x08\xbaH\x05\x9a\x01\x02\x10\x10\x12\x1c\n\nrequest_id\x18\t \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\'\n\x05sweep\x18\n \x01(\x0b\x32\x18.millrace.tuner.v1.Sweep\x12>\n\x0cintegrations\x18\x0b \x03(\x0b\x32\x1e.millrace.tuner.v1.IntegrationB\x08\xbaH\x05\x92\x01\x02\x10\x01\x12,\n\x06prompt\x18\x0c \x01(\x0b\x32\x1c.millrace.tuner.v1.JobPrompt\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"8\n\x11\x43reateJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.millrace.tuner.v1.Job\"]\n\rGetJobRequest\x12L\n\x04name\x18\x01 \x01(\tB>\xbaH;r927^tenants/[a-z][a-z0-9-]{0,62}/jobs/[A-Za-z0-9_-]{1,80}$\"5\n\x0eGetJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.millrace.tuner.v1.Job\"\x98\x02\n\x0fListJobsRequest\x12\x39\n\x06parent\x18\x01 \x01(\tB)\xbaH&r$2\"^tenants/(-|[a-z][a-z0-9-]{0,62})$\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x12\n\npage_token\x18\x03 \x01(\t\x12L\n\x08metadata\x18\x04 \x03(\x0b\x32\x30.millrace.tuner.v1.ListJobsRequest.MetadataEntryB\x08\xbaH\x05\x9a\x01\x02\x10\x10\x12\x18\n\x10without_metadata\x18\x05 \x01(\x08\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"Q\n\x10ListJobsResponse\x12$\n\x04jobs\x18\x01 \x03(\x0b\x32\x16.millrace.tuner.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"`\n\x10\x43\x61ncelJobRequest\x12L\n\x04name\x18\x01 \x01(\tB>\xbaH;r927^tenants/[a-z][a-z0-9-]{0,62}/jobs/[A-Za-z0-9_-]{1,80}$\"8\n\x11\x43\x61ncelJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.millrace.tuner.v1.Job\"_\n\x0fPauseJobRequest\x12L\n\x04name\x18\x01 \x01(\tB>\xbaH;r927^tenants/[a-z][a-z0-9-]{0,62}/jobs/[A-Za-z0-9_-]{1,80}$\"7\n\x10PauseJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.millrace.tuner.v1.Job\"`\n\x10ResumeJobRequest\x12L\n\x04name\x18\x01 \x01(\tB>\xbaH;r927^tenants/[a-z][a-z0-9-]{0,62}/jobs/[A-Za-z0-9_-]{1,80}$\"8\n\x11ResumeJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.millrace.tuner.v1.Job\"\x99\x01\n\x14ListJobEventsRequest\x12N\n\x06parent\x18\x01 \x01(\tB>\xbaH;r927^tenants/[a-z][a-z0-9-]{0,62}/jobs/[A-Za-z0-9_-]{1,80}$\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x12\n\npage_token\x18\x03 \x01(\t\"]\n\x15ListJobEventsResponse\x12+\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1b.millrace.tuner.v1.JobEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x84\x01\n\x14GetCheckpointRequest\x12l\n\x04name\x18\x01 \x01(\tB^\xbaH[rY2W^tenants/[a-z][a-z0-9-]{0,62}/jobs/[A-Za-z0-9_-]{1,80}/checkpoints/[A-Za-z0-9_-]{1,80}$\"J\n\x15GetCheckpointResponse\x12\x31\n\ncheckpoint\x18\x01 \x01(\x0b\x32\x1d.millrace.tuner.v1.Checkpoint\"\x9f\x01\n\x16ListCheckpointsRequest\x12R\n\x06parent\x18\x01 \x01(\tBB\xbaH?r=2;^tenants/(-|[a-z][a-z0-9-]{0,62})/jobs/[A-Za-z0-9_-]{1,80}$\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x12\n\npage_token\x18\x03 \x01(\t\"f\n\x17ListCheckpointsResponse\x12\x32\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x1d.millrace.tuner.v1.Checkpoint\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xc1\x06\n\x0cTunerService\x12V\n\tCreateJob\x12#.millrace.tuner.v1.CreateJobRequest\x1a$.millrace.tuner.v1.CreateJobResponse\x12M\n\x06GetJob\x12 .millrace.tuner.v1.GetJobRequest\x1a!.millrace.tuner.v1.GetJobResponse\x12S\n\x08ListJobs\x12\".millrace.tuner.v1.ListJobsRequest\x1a#.millrace.tuner.v1.ListJobsResponse\x12V\n\tCancelJob\x12#.millrace.tuner.v1.CancelJobRequest\x1a$.millrace.tuner.v1.CancelJobResponse\x12S\n\x08PauseJob\x12\".millrace.tuner.v1.PauseJobRequest\x1a#.millrace.tuner.v1.PauseJobResponse\x12V\n\tResumeJob\x12#.millrace.tuner.v1.ResumeJobRequest\x1a$.millrace.tuner.v1.ResumeJobResponse\x12\x62\n\rListJobEvents\x12\'.millrace.tuner.v1.ListJobEventsRequest\x1a(.millrace.tuner.v1.ListJobEventsResponse\x12\x62\n\rGetCheckpoint\x12\'.millrace.tuner.v1.GetCheckpointRequest\x1a(.millrace.tuner.v1.GetCheckpointResponse\x12h\n\x0fListCheckpoints\x12).millrace.tuner.v1.ListCheckpointsRequest\x1a*.millrace.tuner.v1.ListCheckpointsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,6 +39,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_JOB_METADATAENTRY']._loaded_options = None
   _globals['_JOB_METADATAENTRY']._serialized_options = b'8\001'
+  _globals['_INTEGRATION'].fields_by_name['type']._loaded_options = None
+  _globals['_INTEGRATION'].fields_by_name['type']._serialized_options = b'\272H\021r\017R\006mlflowR\005wandb'
+  _globals['_INTEGRATION'].fields_by_name['experiment']._loaded_options = None
+  _globals['_INTEGRATION'].fields_by_name['experiment']._serialized_options = b'\272H\005r\003\030\200\002'
+  _globals['_INTEGRATION'].fields_by_name['run_name']._loaded_options = None
+  _globals['_INTEGRATION'].fields_by_name['run_name']._serialized_options = b'\272H\005r\003\030\200\002'
+  _globals['_INTEGRATION'].fields_by_name['tags']._loaded_options = None
+  _globals['_INTEGRATION'].fields_by_name['tags']._serialized_options = b'\272H\r\222\001\n\020\024\"\006r\004\020\001\030@'
+  _globals['_INTEGRATION'].fields_by_name['entity']._loaded_options = None
+  _globals['_INTEGRATION'].fields_by_name['entity']._serialized_options = b'\272H\005r\003\030\200\002'
   _globals['_JOBEVENT_METRICSENTRY']._loaded_options = None
   _globals['_JOBEVENT_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_CHECKPOINT_METRICSENTRY']._loaded_options = None
@@ -48,15 +60,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEJOBREQUEST'].fields_by_name['base_model']._loaded_options = None
   _globals['_CREATEJOBREQUEST'].fields_by_name['base_model']._serialized_options = b'\272H\007r\005\020\001\030\200\002'
   _globals['_CREATEJOBREQUEST'].fields_by_name['training_file']._loaded_options = None
-  _globals['_CREATEJOBREQUEST'].fields_by_name['training_file']._serialized_options = b'\272H<r:28^tenants/[a-z][a-z0-9-]{0,62}/files/[A-Za-z0-9_-]{1,80}$'
+  _globals['_CREATEJOBREQUEST'].fields_by_name['training_file']._serialized_options = b'\272HGrE2C^tenants/[a-z][a-z0-9-]{0,62}/(files|datasets)/[A-Za-z0-9_-]{1,80}$'
   _globals['_CREATEJOBREQUEST'].fields_by_name['validation_file']._loaded_options = None
-  _globals['_CREATEJOBREQUEST'].fields_by_name['validation_file']._serialized_options = b'\272H?r=2;^(tenants/[a-z][a-z0-9-]{0,62}/files/[A-Za-z0-9_-]{1,80})?$'
+  _globals['_CREATEJOBREQUEST'].fields_by_name['validation_file']._serialized_options = b'\272HJrH2F^(tenants/[a-z][a-z0-9-]{0,62}/(files|datasets)/[A-Za-z0-9_-]{1,80})?$'
   _globals['_CREATEJOBREQUEST'].fields_by_name['suffix']._loaded_options = None
   _globals['_CREATEJOBREQUEST'].fields_by_name['suffix']._serialized_options = b'\272H\031r\0272\025^[A-Za-z0-9_-]{0,64}$'
   _globals['_CREATEJOBREQUEST'].fields_by_name['metadata']._loaded_options = None
   _globals['_CREATEJOBREQUEST'].fields_by_name['metadata']._serialized_options = b'\272H\005\232\001\002\020\020'
   _globals['_CREATEJOBREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_CREATEJOBREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_CREATEJOBREQUEST'].fields_by_name['integrations']._loaded_options = None
+  _globals['_CREATEJOBREQUEST'].fields_by_name['integrations']._serialized_options = b'\272H\005\222\001\002\020\001'
   _globals['_GETJOBREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETJOBREQUEST'].fields_by_name['name']._serialized_options = b'\272H;r927^tenants/[a-z][a-z0-9-]{0,62}/jobs/[A-Za-z0-9_-]{1,80}$'
   _globals['_LISTJOBSREQUEST_METADATAENTRY']._loaded_options = None
@@ -83,58 +97,60 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTCHECKPOINTSREQUEST'].fields_by_name['parent']._serialized_options = b'\272H?r=2;^tenants/(-|[a-z][a-z0-9-]{0,62})/jobs/[A-Za-z0-9_-]{1,80}$'
   _globals['_LISTCHECKPOINTSREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_LISTCHECKPOINTSREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\007\032\005\030\350\007(\000'
-  _globals['_JOB']._serialized_start=188
-  _globals['_JOB']._serialized_end=968
-  _globals['_JOB_METADATAENTRY']._serialized_start=921
-  _globals['_JOB_METADATAENTRY']._serialized_end=968
-  _globals['_JOBEVENT']._serialized_start=971
-  _globals['_JOBEVENT']._serialized_end=1195
-  _globals['_JOBEVENT_METRICSENTRY']._serialized_start=1149
-  _globals['_JOBEVENT_METRICSENTRY']._serialized_end=1195
-  _globals['_CHECKPOINT']._serialized_start=1198
-  _globals['_CHECKPOINT']._serialized_end=1597
-  _globals['_CHECKPOINT_METRICSENTRY']._serialized_start=1149
-  _globals['_CHECKPOINT_METRICSENTRY']._serialized_end=1195
-  _globals['_CREATEJOBREQUEST']._serialized_start=1600
-  _globals['_CREATEJOBREQUEST']._serialized_end=2147
-  _globals['_CREATEJOBREQUEST_METADATAENTRY']._serialized_start=921
-  _globals['_CREATEJOBREQUEST_METADATAENTRY']._serialized_end=968
-  _globals['_CREATEJOBRESPONSE']._serialized_start=2149
-  _globals['_CREATEJOBRESPONSE']._serialized_end=2205
-  _globals['_GETJOBREQUEST']._serialized_start=2207
-  _globals['_GETJOBREQUEST']._serialized_end=2300
-  _globals['_GETJOBRESPONSE']._serialized_start=2302
-  _globals['_GETJOBRESPONSE']._serialized_end=2355
-  _globals['_LISTJOBSREQUEST']._serialized_start=2358
-  _globals['_LISTJOBSREQUEST']._serialized_end=2638
-  _globals['_LISTJOBSREQUEST_METADATAENTRY']._serialized_start=921
-  _globals['_LISTJOBSREQUEST_METADATAENTRY']._serialized_end=968
-  _globals['_LISTJOBSRESPONSE']._serialized_start=2640
-  _globals['_LISTJOBSRESPONSE']._serialized_end=2721
-  _globals['_CANCELJOBREQUEST']._serialized_start=2723
-  _globals['_CANCELJOBREQUEST']._serialized_end=2819
-  _globals['_CANCELJOBRESPONSE']._serialized_start=2821
-  _globals['_CANCELJOBRESPONSE']._serialized_end=2877
-  _globals['_PAUSEJOBREQUEST']._serialized_start=2879
-  _globals['_PAUSEJOBREQUEST']._serialized_end=2974
-  _globals['_PAUSEJOBRESPONSE']._serialized_start=2976
-  _globals['_PAUSEJOBRESPONSE']._serialized_end=3031
-  _globals['_RESUMEJOBREQUEST']._serialized_start=3033
-  _globals['_RESUMEJOBREQUEST']._serialized_end=3129
-  _globals['_RESUMEJOBRESPONSE']._serialized_start=3131
-  _globals['_RESUMEJOBRESPONSE']._serialized_end=3187
-  _globals['_LISTJOBEVENTSREQUEST']._serialized_start=3190
-  _globals['_LISTJOBEVENTSREQUEST']._serialized_end=3343
-  _globals['_LISTJOBEVENTSRESPONSE']._serialized_start=3345
-  _globals['_LISTJOBEVENTSRESPONSE']._serialized_end=3438
-  _globals['_GETCHECKPOINTREQUEST']._serialized_start=3441
-  _globals['_GETCHECKPOINTREQUEST']._serialized_end=3573
-  _globals['_GETCHECKPOINTRESPONSE']._serialized_start=3575
-  _globals['_GETCHECKPOINTRESPONSE']._serialized_end=3649
-  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=3652
-  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=3811
-  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_start=3813
-  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_end=3915
-  _globals['_TUNERSERVICE']._serialized_start=3918
-  _globals['_TUNERSERVICE']._serialized_end=4751
+  _globals['_JOB']._serialized_start=251
+  _globals['_JOB']._serialized_end=1193
+  _globals['_JOB_METADATAENTRY']._serialized_start=1146
+  _globals['_JOB_METADATAENTRY']._serialized_end=1193
+  _globals['_INTEGRATION']._serialized_start=1196
+  _globals['_INTEGRATION']._serialized_end=1361
+  _globals['_JOBEVENT']._serialized_start=1364
+  _globals['_JOBEVENT']._serialized_end=1588
+  _globals['_JOBEVENT_METRICSENTRY']._serialized_start=1542
+  _globals['_JOBEVENT_METRICSENTRY']._serialized_end=1588
+  _globals['_CHECKPOINT']._serialized_start=1591
+  _globals['_CHECKPOINT']._serialized_end=1990
+  _globals['_CHECKPOINT_METRICSENTRY']._serialized_start=1542
+  _globals['_CHECKPOINT_METRICSENTRY']._serialized_end=1588
+  _globals['_CREATEJOBREQUEST']._serialized_start=1993
+  _globals['_CREATEJOBREQUEST']._serialized_end=2713
+  _globals['_CREATEJOBREQUEST_METADATAENTRY']._serialized_start=1146
+  _globals['_CREATEJOBREQUEST_METADATAENTRY']._serialized_end=1193
+  _globals['_CREATEJOBRESPONSE']._serialized_start=2715
+  _globals['_CREATEJOBRESPONSE']._serialized_end=2771
+  _globals['_GETJOBREQUEST']._serialized_start=2773
+  _globals['_GETJOBREQUEST']._serialized_end=2866
+  _globals['_GETJOBRESPONSE']._serialized_start=2868
+  _globals['_GETJOBRESPONSE']._serialized_end=2921
+  _globals['_LISTJOBSREQUEST']._serialized_start=2924
+  _globals['_LISTJOBSREQUEST']._serialized_end=3204
+  _globals['_LISTJOBSREQUEST_METADATAENTRY']._serialized_start=1146
+  _globals['_LISTJOBSREQUEST_METADATAENTRY']._serialized_end=1193
+  _globals['_LISTJOBSRESPONSE']._serialized_start=3206
+  _globals['_LISTJOBSRESPONSE']._serialized_end=3287
+  _globals['_CANCELJOBREQUEST']._serialized_start=3289
+  _globals['_CANCELJOBREQUEST']._serialized_end=3385
+  _globals['_CANCELJOBRESPONSE']._serialized_start=3387
+  _globals['_CANCELJOBRESPONSE']._serialized_end=3443
+  _globals['_PAUSEJOBREQUEST']._serialized_start=3445
+  _globals['_PAUSEJOBREQUEST']._serialized_end=3540
+  _globals['_PAUSEJOBRESPONSE']._serialized_start=3542
+  _globals['_PAUSEJOBRESPONSE']._serialized_end=3597
+  _globals['_RESUMEJOBREQUEST']._serialized_start=3599
+  _globals['_RESUMEJOBREQUEST']._serialized_end=3695
+  _globals['_RESUMEJOBRESPONSE']._serialized_start=3697
+  _globals['_RESUMEJOBRESPONSE']._serialized_end=3753
+  _globals['_LISTJOBEVENTSREQUEST']._serialized_start=3756
+  _globals['_LISTJOBEVENTSREQUEST']._serialized_end=3909
+  _globals['_LISTJOBEVENTSRESPONSE']._serialized_start=3911
+  _globals['_LISTJOBEVENTSRESPONSE']._serialized_end=4004
+  _globals['_GETCHECKPOINTREQUEST']._serialized_start=4007
+  _globals['_GETCHECKPOINTREQUEST']._serialized_end=4139
+  _globals['_GETCHECKPOINTRESPONSE']._serialized_start=4141
+  _globals['_GETCHECKPOINTRESPONSE']._serialized_end=4215
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=4218
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=4377
+  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_start=4379
+  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_end=4481
+  _globals['_TUNERSERVICE']._serialized_start=4484
+  _globals['_TUNERSERVICE']._serialized_end=5317
 # @@protoc_insertion_point(module_scope)

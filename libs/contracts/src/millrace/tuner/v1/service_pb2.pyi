@@ -10,6 +10,8 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from millrace.lifecycle.v1 import lifecycle_pb2 as _lifecycle_pb2
 from millrace.tuner.v1 import method_pb2 as _method_pb2
+from millrace.tuner.v1 import prompt_pb2 as _prompt_pb2
+from millrace.tuner.v1 import sweep_pb2 as _sweep_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -68,6 +70,10 @@ class Job(_message.Message):
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     VALIDATE_TIME_FIELD_NUMBER: _builtins.int
     ESTIMATED_FINISH_TIME_FIELD_NUMBER: _builtins.int
+    SWEEP_FIELD_NUMBER: _builtins.int
+    TRIALS_FILE_FIELD_NUMBER: _builtins.int
+    INTEGRATIONS_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """tenants/{tenant}/jobs/{job}"""
     base_model: _builtins.str
@@ -85,6 +91,8 @@ class Job(_message.Message):
     result_file: _builtins.str
     """Per-step metrics as CSV, a file of the data service, once there is one."""
     traceparent: _builtins.str
+    trials_file: _builtins.str
+    """The trials of a sweep as CSV, a file of the data service, once there is one."""
     @_builtins.property
     def method(self) -> _method_pb2.Method: ...
     @_builtins.property
@@ -106,6 +114,18 @@ class Job(_message.Message):
     @_builtins.property
     def estimated_finish_time(self) -> _timestamp_pb2.Timestamp:
         """Training steps' estimated end, while there is one."""
+
+    @_builtins.property
+    def sweep(self) -> _sweep_pb2.Sweep:
+        """Absent: the job trains once, with what `method` says."""
+
+    @_builtins.property
+    def integrations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Integration]:
+        """Where else the metrics go."""
+
+    @_builtins.property
+    def prompt(self) -> _prompt_pb2.JobPrompt:
+        """The template by which rows of columns become examples; absent: the files hold examples."""
 
     def __init__(
         self,
@@ -131,14 +151,55 @@ class Job(_message.Message):
         traceparent: _builtins.str = ...,
         validate_time: _timestamp_pb2.Timestamp | None = ...,
         estimated_finish_time: _timestamp_pb2.Timestamp | None = ...,
+        sweep: _sweep_pb2.Sweep | None = ...,
+        trials_file: _builtins.str = ...,
+        integrations: _abc.Iterable[Global___Integration] | None = ...,
+        prompt: _prompt_pb2.JobPrompt | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "estimated_finish_time", b"estimated_finish_time", "failure", b"failure", "finish_time", b"finish_time", "method", b"method", "progress", b"progress", "update_time", b"update_time", "validate_time", b"validate_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "estimated_finish_time", b"estimated_finish_time", "failure", b"failure", "finish_time", b"finish_time", "method", b"method", "progress", b"progress", "prompt", b"prompt", "sweep", b"sweep", "update_time", b"update_time", "validate_time", b"validate_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "base_version", b"base_version", "create_time", b"create_time", "estimated_finish_time", b"estimated_finish_time", "failure", b"failure", "finish_time", b"finish_time", "metadata", b"metadata", "method", b"method", "name", b"name", "progress", b"progress", "result_file", b"result_file", "seed", b"seed", "state", b"state", "suffix", b"suffix", "traceparent", b"traceparent", "trained_tokens", b"trained_tokens", "training_file", b"training_file", "tuned_model", b"tuned_model", "update_time", b"update_time", "validate_time", b"validate_time", "validation_file", b"validation_file"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "base_version", b"base_version", "create_time", b"create_time", "estimated_finish_time", b"estimated_finish_time", "failure", b"failure", "finish_time", b"finish_time", "integrations", b"integrations", "metadata", b"metadata", "method", b"method", "name", b"name", "progress", b"progress", "prompt", b"prompt", "result_file", b"result_file", "seed", b"seed", "state", b"state", "suffix", b"suffix", "sweep", b"sweep", "traceparent", b"traceparent", "trained_tokens", b"trained_tokens", "training_file", b"training_file", "trials_file", b"trials_file", "tuned_model", b"tuned_model", "update_time", b"update_time", "validate_time", b"validate_time", "validation_file", b"validation_file"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Job: _TypeAlias = Job  # noqa: Y015
+
+@_typing.final
+class Integration(_message.Message):
+    """A run in the tuner's MLflow."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    EXPERIMENT_FIELD_NUMBER: _builtins.int
+    RUN_NAME_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    ENTITY_FIELD_NUMBER: _builtins.int
+    type: _builtins.str
+    """As it was asked for: "mlflow", or "wandb", whose project, name, entity and tags say the same."""
+    experiment: _builtins.str
+    """Empty: the tuned model's id."""
+    run_name: _builtins.str
+    """Empty: the job's id."""
+    entity: _builtins.str
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        type: _builtins.str = ...,
+        experiment: _builtins.str = ...,
+        run_name: _builtins.str = ...,
+        tags: _abc.Iterable[_builtins.str] | None = ...,
+        entity: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entity", b"entity", "experiment", b"experiment", "run_name", b"run_name", "tags", b"tags", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Integration: _TypeAlias = Integration  # noqa: Y015
 
 @_typing.final
 class JobEvent(_message.Message):
@@ -313,9 +374,13 @@ class CreateJobRequest(_message.Message):
     METHOD_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SWEEP_FIELD_NUMBER: _builtins.int
+    INTEGRATIONS_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     base_model: _builtins.str
     training_file: _builtins.str
+    """A file of the data service, or a dataset of examples."""
     validation_file: _builtins.str
     suffix: _builtins.str
     seed: _builtins.int
@@ -326,6 +391,18 @@ class CreateJobRequest(_message.Message):
 
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def sweep(self) -> _sweep_pb2.Sweep:
+        """Trains several times, and keeps what did best."""
+
+    @_builtins.property
+    def integrations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Integration]:
+        """At most one."""
+
+    @_builtins.property
+    def prompt(self) -> _prompt_pb2.JobPrompt:
+        """The training file then holds rows of columns, which are the template's variables."""
+
     def __init__(
         self,
         *,
@@ -338,10 +415,13 @@ class CreateJobRequest(_message.Message):
         method: _method_pb2.Method | None = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         request_id: _builtins.str = ...,
+        sweep: _sweep_pb2.Sweep | None = ...,
+        integrations: _abc.Iterable[Global___Integration] | None = ...,
+        prompt: _prompt_pb2.JobPrompt | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["method", b"method"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["method", b"method", "prompt", b"prompt", "sweep", b"sweep"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "metadata", b"metadata", "method", b"method", "parent", b"parent", "request_id", b"request_id", "seed", b"seed", "suffix", b"suffix", "training_file", b"training_file", "validation_file", b"validation_file"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "integrations", b"integrations", "metadata", b"metadata", "method", b"method", "parent", b"parent", "prompt", b"prompt", "request_id", b"request_id", "seed", b"seed", "suffix", b"suffix", "sweep", b"sweep", "training_file", b"training_file", "validation_file", b"validation_file"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
