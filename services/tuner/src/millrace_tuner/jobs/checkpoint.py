@@ -4,7 +4,8 @@
 
     <output>/
       checkpoint-00000020/        one an epoch, kept; kind "checkpoint"
-        model/                    the merged model, as Hugging Face's ``save_pretrained`` writes it
+        model/                    the merged model, as Hugging Face's ``save_pretrained`` writes it,
+                                  with its card (absent where the adapter cannot be merged)
         adapter/                  the adapter alone, PEFT format (absent after full fine-tuning)
         evaluation/heldout-00000.npy
       training_state/00000031/    the newest only; kind "training-state"
