@@ -26,6 +26,7 @@ from millrace_tuner.domain import (
     Step,
     utc_now,
 )
+from millrace_tuner.findings import findings
 from millrace_tuner.job_specification import module_of, specification
 
 _FOLDER = "tuning"
@@ -192,7 +193,8 @@ class Attempt:
         tried = self._add_trials(job, result)
         tokens = int(result["trained_tokens"])
         self._jobs.change_leased(
-            lease, lambda job: steps.end_training(job, tokens, name, self._now(), tried)
+            lease,
+            lambda job: steps.end_training(job, tokens, name, self._now(), tried, findings(result)),
         )
 
     def _add_trials(self, job: Job, result: dict[str, Any]) -> str:

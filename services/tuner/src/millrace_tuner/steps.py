@@ -8,7 +8,7 @@ The store applies a change in one transaction: the job as it is afterwards, the 
 follow, and what its user is told in the words of the OpenAI API.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -111,9 +111,14 @@ def checkpoint_event(checkpoint: Checkpoint) -> JobEvent:
 
 
 def end_training(
-    job: Job, trained_tokens: int, result_file: str, now: datetime, trials_file: str = ""
+    job: Job,
+    trained_tokens: int,
+    result_file: str,
+    now: datetime,
+    trials_file: str = "",
+    findings: Sequence[JobEvent] = (),
 ) -> Change:
-    """The last checkpoint is there; what is left is its road to serving."""
+    """The last checkpoint is there; what is left is its road to serving. ``findings`` are told."""
     _require(job, "trained", JobState.RUNNING)
     trained = replace(
         job,
@@ -129,7 +134,7 @@ def end_training(
         trained = replace(trained, outcome=Outcome())
     told = JobEvent(_trained_message(job), key="trained")
     concluded = _conclude(trained, now)
-    return replace(concluded, events=(told, *concluded.events))
+    return replace(concluded, events=(*findings, told, *concluded.events))
 
 
 def _trained_message(job: Job) -> str:

@@ -156,12 +156,12 @@ def report_fields(checkpoint: Committed) -> dict[str, Any]:
         "final": metadata["final"],
         "train_loss": metadata["train_loss"],
         "valid_loss": metadata["valid"].get("valid_loss"),
-        "metrics": {**metadata["valid"], **_parity(metadata)},
+        "metrics": {**metadata["valid"], **parity_of(metadata)},
         "trained_tokens": metadata["trained_tokens"],
     }
 
 
-def _parity(metadata: dict[str, Any]) -> dict[str, float]:
+def parity_of(metadata: dict[str, Any]) -> dict[str, float]:
     """The largest difference of a log-probability, by the form that was compared with training's:
     ``parity_adapter``, ``parity_merge``; nothing of models that write no text."""
     found = metadata.get("parity", {}).get("largest_difference", {})

@@ -72,5 +72,6 @@ def result_fields(spec: Spec, final: Committed) -> dict[str, Any]:
         "metrics_path": str(spec.output_directory / METRICS_NAME),
         "valid": metadata["valid"],
         "base_valid": metadata["base_valid"],
+        "parity": checkpoint.parity_of(metadata),
         **{name: metadata[name] for name in _RESULT_METADATA},
     }
