@@ -242,6 +242,15 @@ def _patch_work(_points: Points, module: ModuleType) -> None:
         holder.run_job = replay.around(holder.run_job, Path(directory))
 
 
+def _patch_standby(_points: Points, module: ModuleType) -> None:
+    """Jobs that are played again import nothing: none is started ahead."""
+    from tests.chaos import replay
+
+    if os.environ.get(replay.DIRECTORY_VARIABLE):
+        holder: Any = module
+        holder.Standby._prepare = lambda standby: None
+
+
 def _patch_calls(points: Points, module: ModuleType) -> None:
     holder: Any = module
     for name in ("_UnaryUnaryMultiCallable", "_StreamUnaryMultiCallable"):
@@ -256,6 +265,7 @@ _PATCHES: dict[str, Callable[[Points, ModuleType], None]] = {
     "millrace_registry.triton": _patch_triton,
     "millrace_runtime.jobs": _patch_jobs,
     "millrace_runtime.work": _patch_work,
+    "millrace_runtime.standby": _patch_standby,
     "grpc._channel": _patch_calls,
 }
 

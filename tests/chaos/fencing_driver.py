@@ -21,6 +21,7 @@ from millrace_runtime.outbox import Outbox
 from millrace_trainer.events import FactRecorder as TrainerFacts
 from millrace_trainer.schema import OUTBOX as TRAINER_OUTBOX
 from millrace_trainer.store import RunStore
+from millrace_tuner import methods
 from millrace_tuner.events import FactRecorder as TunerFacts
 from millrace_tuner.schema import OUTBOX as TUNER_OUTBOX
 from millrace_tuner.store import JobStore
@@ -106,10 +107,11 @@ class Driver:
             None,
             "",
             0,
-            tuner.Hyperparameters(1, 1, 1.0),
-            tuner.Adapter(8, 16.0, 0.0),
+            methods.Supervised(),
+            methods.Hyperparameters(1, 1, 1.0),
+            methods.Adapter(),
         )
-        return tuner.Job(TENANT, id, plan, f"ft:demo:acme::{id}", now, now)
+        return tuner.Job(TENANT, id, plan, f"ft:demo:acme::{id}", now, now, validate_time=now)
 
     def _order(self) -> compressor.Order:
         content = compressor.Content(self._uri, self._digest, 6)

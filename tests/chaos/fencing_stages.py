@@ -43,6 +43,7 @@ from millrace_tuner.domain import FileReference
 from millrace_tuner.events import FactRecorder as TunerFacts
 from millrace_tuner.schema import OUTBOX as TUNER_OUTBOX
 from millrace_tuner.store import JobStore
+from millrace_tuner.validation import Validation
 
 TENANT = "acme"
 STEPS = (10, 20, 30)
@@ -123,7 +124,7 @@ class QuickJob:
             losses = {"train_loss": 2.5, "heldout_loss": 2.5, "valid_loss": 2.5}
             counts = {"tokens_seen": step, "trained_tokens": step, "parameters": 9}
             final = {"step": step, "final": step == STEPS[-1], "path": str(path)}
-            on_message({"kind": "checkpoint", **losses, **counts, **final, **made})
+            on_message({"kind": "checkpoint", "metrics": {}, **losses, **counts, **final, **made})
         metrics = output / "metrics.jsonl"
         metrics.write_text('{"step": 1, "train_loss": 2.5, "train_accuracy": 0.5}\n')
         return JobResult({"metrics_path": str(metrics), "trained_tokens": STEPS[-1]})
@@ -259,6 +260,16 @@ class Stages:
             store.renew,
         )
         return Part(store, attempt.perform, writes)
+
+    def validation(self, store: JobStore) -> Validation:
+        """What finds every file of the tuner's jobs as it should be."""
+        return Validation(
+            store,
+            self._content,
+            scratch=self._root / "scratch",
+            rings=(),
+            run_job=lambda *_: JobResult({"training_examples": 10, "training_tokens": 100}),
+        )
 
     def _compressor(self, database: Database, owner: str) -> Part:
         record = CompressorFacts(Outbox(COMPRESSOR_OUTBOX))

@@ -18,6 +18,8 @@ from millrace_runtime.database import open_database
 from millrace_runtime.hosting import Background
 from millrace_runtime.work import Worker
 from millrace_tuner.neighbours import DataFiles
+from millrace_tuner.store import JobStore
+from millrace_tuner.validation import Unvalidated
 from tests.chaos.fencing_stages import TABLES, QuickJob, Stages
 
 _PAUSE_SECONDS = 0.25
@@ -30,7 +32,12 @@ def quick_workers(stage: str, settings: Any, seed: int) -> Sequence[Background]:
     results = DataFiles(open_channel(settings.data_address, None)) if stage == "tuner" else None
     stages = Stages(Path(settings.data_root).parent, settings.lease_seconds, job, results)
     part = stages.part(stage, database, f"{socket.gethostname()}:{os.getpid()}")
-    return [Worker(f"{stage}-quick", part.source, part.perform, settings.lease_seconds)]
+    quick = Worker(f"{stage}-quick", part.source, part.perform, settings.lease_seconds)
+    if not isinstance(part.source, JobStore):
+        return [quick]
+    validate = stages.validation(part.source).perform
+    source = Unvalidated(part.source)
+    return [Worker("tuner-validation", source, validate, settings.lease_seconds), quick]
 
 
 def main() -> None:

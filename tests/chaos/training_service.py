@@ -35,6 +35,7 @@ from millrace_trainer.training import Trainer
 from millrace_tuner import __main__ as tuner_main
 from millrace_tuner import domain as tuner_domain
 from millrace_tuner import events as tuner_events
+from millrace_tuner import methods
 from millrace_tuner import schema as tuner_schema
 from millrace_tuner.attempt import Attempt
 from millrace_tuner.store import JobStore
@@ -203,11 +204,12 @@ class TunerStage:
             None,
             "",
             7,
-            tuner_domain.Hyperparameters(3, 8, 1.0),
-            tuner_domain.Adapter(8, 16.0, 0.1),
+            methods.Supervised(),
+            methods.Hyperparameters(3, 8, 1.0),
+            methods.Adapter(rank=8, alpha=16.0, dropout=0.1),
         )
         now = tuner_domain.utc_now()
-        job = tuner_domain.Job(TENANT, ID, plan, "ft:demo:acme::one", now, now)
+        job = tuner_domain.Job(TENANT, ID, plan, "ft:demo:acme::one", now, now, validate_time=now)
         self._jobs.add(job, tuner_domain.RequestKey("", ""))
 
     def worker(self, run_job: Callable[..., JobOutcome]) -> Worker:

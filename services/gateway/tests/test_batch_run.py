@@ -141,7 +141,8 @@ def test_a_turn_ends_between_lines_and_the_batch_goes_on_where_it_was(
     asyncio.run(batches.run(lease))
     left = store.get("default", batch.id)
     assert left is not None
-    assert (left.status, left.completed) == (Status.IN_PROGRESS, 2)
+    assert left.status == Status.IN_PROGRESS
+    assert 2 <= left.completed < 6  # what was under way beside the second line is waited for
     turn = store.claim()
     assert turn is not None and turn.id == rival.id
     again = store.claim()

@@ -19,19 +19,18 @@ from millrace_runtime.outbox import Outbox
 from millrace_tuner import steps
 from millrace_tuner.app import TunerApp
 from millrace_tuner.domain import (
-    Adapter,
     BaseVersion,
     Checkpoint,
     Content,
     Failure,
     FileReference,
-    Hyperparameters,
     Job,
     JobState,
     Plan,
     RequestKey,
 )
 from millrace_tuner.events import FactRecorder, Listener
+from millrace_tuner.methods import Adapter, Hyperparameters, Supervised
 from millrace_tuner.schema import CHECKPOINTS, JOB_EVENTS, JOBS, METADATA, OUTBOX
 from millrace_tuner.serving import Scene, SeenCompression, SeenRollout, SeenVersion
 from millrace_tuner.store import JobStore
@@ -309,10 +308,11 @@ def _job(id: str) -> Job:
         validation_file=None,
         suffix="",
         seed=0,
+        method=Supervised(),
         hyperparameters=Hyperparameters(1, 1, 1.0),
-        adapter=Adapter(8, 16.0, 0.0),
+        adapter=Adapter(),
     )
-    return Job("acme", id, plan, f"ft:demo:acme::{id}", _EPOCH, _EPOCH)
+    return Job("acme", id, plan, f"ft:demo:acme::{id}", _EPOCH, _EPOCH, validate_time=_EPOCH)
 
 
 def _checkpoint(job: str, name: str, is_final: bool) -> Checkpoint:

@@ -46,10 +46,11 @@ def around(run_job: RunJob, directory: Path) -> RunJob:
         scratch: Path,
         on_message: Callable[[dict[str, Any]], None],
         stop: threading.Event,
+        **more: Any,
     ) -> Any:
         stage = STAGES.get(module)
         if stage is None:
-            return run_job(module, spec, scratch, on_message, stop)
+            return run_job(module, spec, scratch, on_message, stop, **more)
         kept = directory / f"{stage}.jsonl"
         if kept.exists():
             replayed = {**spec, "replayed_lines": str(kept)}
