@@ -33,9 +33,11 @@ from millrace_runtime.settings import describe
 from millrace_testkit.servers import NatsServer, free_port, wait_until
 from millrace_tuner.settings import TunerSettings
 
+pytestmark = pytest.mark.timeout(600)
+
 TOKEN = "an-internal-secret"
 FILE = "tenants/acme/files/file-1"
-EPOCHS = 8  # of 57 examples, 4 a step
+EPOCHS = 5  # of 57 examples, 4 a step
 
 
 class RunningService:
@@ -188,7 +190,7 @@ def test_killed_amid_training_it_goes_on_and_the_job_succeeds_once_its_model_ser
     service: RunningService, nats_server: NatsServer, neighbours: Neighbours, tmp_path: Path
 ) -> None:
     name = create(service, epochs=EPOCHS)
-    wait_until(lambda: len(checkpoints(service, name)) >= 2, 120, "two checkpoints")
+    wait_until(lambda: len(checkpoints(service, name)) >= 2, 240, "two checkpoints")
     assert service.job(name).state == lifecycle.WORK_STATE_RUNNING
     trainers = service.children()
     service.kill()
