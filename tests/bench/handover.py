@@ -146,7 +146,10 @@ def _model(client: openai.OpenAI, job: str, epoch: int) -> str | None:
     newest_first = list(client.fine_tuning.jobs.checkpoints.list(job))
     if len(newest_first) <= epoch:
         return None
-    return newest_first[::-1][epoch].fine_tuned_model_checkpoint
+    checkpoint = newest_first[::-1][epoch]
+    model = checkpoint.fine_tuned_model_checkpoint.split(":ckpt-step-")[0]
+    # By its step: the model's plain id is answered by an earlier checkpoint until this one settles.
+    return f"{model}:ckpt-step-{checkpoint.step_number}"
 
 
 def _answers(client: openai.OpenAI, model: str) -> bool:
