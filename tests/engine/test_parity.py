@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 
 from millrace_gateway import chat_template
 from millrace_registry.triton import NotScored, Triton
+from millrace_runtime import parity as comparison
 from millrace_runtime.parity import Probe
 from millrace_tuner.jobs import parity
 from millrace_tuner.jobs.codec import ChatCodec
@@ -130,7 +131,7 @@ def test_probes(probe: Probe, gateway: Any, tiny: TinyModel, engine: ServedEngin
     """The ids in a tuned model's certificate are those that its gateway and its engine make."""
     tokenizer = AutoTokenizer.from_pretrained(tiny.model)
     tokenizer.chat_template = TEMPLATES["chatml"]
-    text = parity.render(tokenizer, probe)
+    text = comparison.render(tokenizer, probe)
     assert probe.messages is not None
     assert text == chat_template.render(
         TEMPLATES["chatml"],

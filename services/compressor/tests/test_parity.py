@@ -52,7 +52,7 @@ class Tuned(Store):
 def report(model: Path) -> Report:
     """What a tuning job would have written."""
     tokenizer = AutoTokenizer.from_pretrained(model)
-    text = parity.render(tokenizer, Probe("user", QUESTION))
+    text = comparison.render(tokenizer, Probe("user", QUESTION))
     prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
     ids = prompt + tokenizer("It turns.", add_special_tokens=False)["input_ids"]
     digest = manifest.sha256_bytes(text.encode())

@@ -10,12 +10,13 @@ from tuner_parts import Parts
 
 from millrace.data.v1 import service_pb2 as data
 from millrace.lifecycle.v1 import lifecycle_pb2 as lifecycle
+from millrace_examples.kinds import Conversation
 from millrace_runtime import manifest
 from millrace_runtime.channel import open_channel
 from millrace_runtime.errors import InvalidArgument
 from millrace_runtime.work import JobStopped
 from millrace_tuner.domain import Content, FileReference
-from millrace_tuner.jobs.reading import conversations as read_conversations
+from millrace_tuner.jobs import reading
 from millrace_tuner.jobs.specification import Spec
 from millrace_tuner.neighbours import DataFiles
 
@@ -99,7 +100,7 @@ def test_the_job_reads_the_examples_of_the_dataset(parts: Parts) -> None:
     parts.attempt.perform(parts.claim(), threading.Event())
     spec = Spec.model_validate(parts.job.specs[0])
     assert spec.training_file_sha256 == spec.validation_file_sha256 == sha256
-    training, validation = read_conversations(spec)
+    training, validation = reading.files(spec, Conversation)
     assert len(training) == 20
     assert validation == training
 

@@ -7,10 +7,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tuner_builders import conversations, tokenizer
 
+from millrace_examples.kinds import Conversation
 from millrace_runtime.jobs import JobError
 from millrace_tuner.jobs import examples
 from millrace_tuner.jobs.codec import ChatCodec
-from millrace_tuner.jobs.conversations import Conversation
 from millrace_tuner.jobs.examples import Example
 
 # Pieces that tempt a tokenizer to merge over a border, and text that looks like a marker.

@@ -106,7 +106,7 @@ def test_a_template_that_refuses_a_conversation_is_known_to(tmp_path: Path) -> N
     made = {probe.name: probe for probe in parity._conversations(own)}
     assert not made["system"].token_ids
     assert made["user"].token_ids
-    assert parity.render(own, made["user"]).endswith("2026-01-01")  # whatever day it is
+    assert comparison.render(own, made["user"]).endswith("2026-01-01")  # whatever day it is
 
 
 def test_the_card_says_what_was_done_the_same_each_time(spec: Spec, tmp_path: Path) -> None:

@@ -322,5 +322,5 @@ def test_rows_that_do_not_fit_are_refused(
 def test_without_a_prompt_rows_of_columns_are_refused(base: Path, tmp_path: Path) -> None:
     spec = spec_of(base, tmp_path, rows_of(12), prompt=None)
     with pytest.raises(JobError, match="`prompt`") as caught:
-        reading.conversations(spec)
+        reading.files(spec, Conversation)
     assert caught.value.reason == "WRONG_FORMAT"

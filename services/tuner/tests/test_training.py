@@ -10,13 +10,13 @@ import pytest
 import torch
 from tuner_builders import conversations, tokenizer, write_base, write_jsonl
 
+from millrace_examples.kinds import Conversation
 from millrace_runtime import manifest
 from millrace_runtime.jobs import JobError, Reporter
 from millrace_tuner.domain import Integration
 from millrace_tuner.jobs import adapter, evaluation, examples, training
 from millrace_tuner.jobs.cancellation import Cancellation
 from millrace_tuner.jobs.codec import ChatCodec, load_codec
-from millrace_tuner.jobs.conversations import Conversation
 from millrace_tuner.jobs.examples import Example
 from millrace_tuner.jobs.specification import Spec
 from millrace_tuner.jobs.supervised_objective import Material, SupervisedObjective

@@ -14,12 +14,12 @@ from transformers import TrainerCallback
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from tuner_builders import conversations, tokenizer
 
+from millrace_examples.kinds import Conversation
 from millrace_runtime import manifest
 from millrace_runtime.jobs import JobError, Reporter
 from millrace_tuner.jobs import checkpoint, examples, training, zero
 from millrace_tuner.jobs.cancellation import Cancellation
 from millrace_tuner.jobs.codec import ChatCodec
-from millrace_tuner.jobs.conversations import Conversation
 from millrace_tuner.jobs.specification import Spec
 from millrace_tuner.jobs.supervised_objective import Material, SupervisedObjective
 from millrace_tuner.jobs.training import Run

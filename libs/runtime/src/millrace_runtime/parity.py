@@ -8,6 +8,7 @@ checkpoint and in each artifact made of it. Standard library only.
 ParityError   a report cannot be read
 """
 
+import datetime
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -174,3 +175,22 @@ def first_mismatch(stages: Iterable[Stage]) -> str:
         if stage.mismatch:
             return f"parity is broken at the stage {stage.stage!r}: {stage.mismatch}"
     return ""
+
+
+def render(tokenizer: Any, probe: Probe) -> str:
+    """The prompt of a probe, on a day that does not change.
+
+    ``tokenizer`` is transformers' (``PreTrainedTokenizerBase``).
+
+    Raises:
+        TemplateError, TypeError, ValueError: the template refuses it.
+    """
+    on = datetime.datetime(*RENDERED_ON, tzinfo=datetime.UTC)
+    texts = tokenizer.apply_chat_template(
+        [list(probe.messages or ())],
+        tools=list(probe.tools) or None,
+        tokenize=False,
+        add_generation_prompt=True,
+        strftime_now=on.strftime,
+    )
+    return str(texts[0])

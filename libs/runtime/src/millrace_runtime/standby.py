@@ -74,24 +74,22 @@ class Standby:
         return work.start_process(module, spec_path, environment)
 
     def _prepare(self) -> None:
-        process = subprocess.Popen(
-            [sys.executable, "-m", self._module, jobs.STANDBY],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=work.environment(),
-            start_new_session=True,
-        )
-        timer = threading.Timer(self._idle_seconds, self.close)
-        timer.daemon = True
         with self._lock:
-            former, self._waiting = self._waiting, process
+            if self._waiting is not None:
+                return  # another worker's job has ended just before
+            self._waiting = subprocess.Popen(
+                [sys.executable, "-m", self._module, jobs.STANDBY],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=work.environment(),
+                start_new_session=True,
+            )
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer = timer
-        timer.start()
-        if former is not None:
-            _end(former)
+            self._timer = threading.Timer(self._idle_seconds, self.close)
+            self._timer.daemon = True
+            self._timer.start()
 
 
 def _tell(process: subprocess.Popen[bytes], order: dict[str, Any]) -> bool:

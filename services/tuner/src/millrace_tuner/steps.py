@@ -190,9 +190,13 @@ def fail_attempt(job: Job, failure: Failure, now: datetime) -> Change:
     if attempts >= MAXIMUM_ATTEMPTS:
         in_a_row = f"{attempts} tries in a row came no further; the last one: "
         return fail(counted, replace(failure, message=in_a_row + failure.message), now)
+    # Only a worker that trains makes a job RUNNING.
+    is_validation = job.state == JobState.QUEUED
+    what = "Validation" if is_validation else "Training"
+    where = "" if is_validation else ", from its last state"
     message = (
-        f"Training was interrupted ({failure.reason}) and is tried again, "
-        f"from its last state (try {attempts + 1} of {MAXIMUM_ATTEMPTS} without progress)"
+        f"{what} was interrupted ({failure.reason}) and is tried again{where} "
+        f"(try {attempts + 1} of {MAXIMUM_ATTEMPTS} without progress)"
     )
     return Change(counted, (), (JobEvent(message, level="warn"),))
 

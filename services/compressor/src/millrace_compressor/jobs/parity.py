@@ -11,7 +11,6 @@ The 8-bit artifact is exported without a step in between. Only when it is beyond
 checkpoint exported once more without quantisation, to say which of the two is at fault.
 """
 
-import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -100,7 +99,7 @@ def _template(report: Report, converted: Path) -> Stage:
 def _difference(tokenizer: Any, probe: Probe) -> str:
     """How the prompt of a probe differs from what it was; empty: it does not."""
     try:
-        text = render(tokenizer, probe)
+        text = comparison.render(tokenizer, probe)
     except (TemplateError, TypeError, ValueError) as error:
         return f"the probe {probe.name!r} is refused: {error}" if probe.token_ids else ""
     if not probe.token_ids:
@@ -112,23 +111,6 @@ def _difference(tokenizer: Any, probe: Probe) -> str:
     if manifest.sha256_bytes(text.encode()) != probe.text_sha256:
         return f"the probe {probe.name!r} becomes another text than in training"
     return ""
-
-
-def render(tokenizer: Any, probe: Probe) -> str:
-    """The prompt of a probe, on the day that the tuning job took.
-
-    Raises:
-        TemplateError, TypeError, ValueError: the template refuses it.
-    """
-    on = datetime.datetime(*comparison.RENDERED_ON, tzinfo=datetime.UTC)
-    texts = tokenizer.apply_chat_template(
-        [list(probe.messages or ())],
-        tools=list(probe.tools) or None,
-        tokenize=False,
-        add_generation_prompt=True,
-        strftime_now=on.strftime,
-    )
-    return str(texts[0])
 
 
 def _changed(report: Report, folder: Path, is_meant: Callable[[str], bool]) -> str:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace_examples.kinds import Classified
+from millrace_examples.kinds import Classified, Conversation
 from millrace_runtime.jobs import JobError
 from millrace_tuner.jobs import examples
-from millrace_tuner.jobs.conversations import Conversation
 
 if TYPE_CHECKING:
     from millrace_tuner.jobs.codec import ChatCodec

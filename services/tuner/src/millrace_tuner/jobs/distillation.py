@@ -15,6 +15,7 @@ VOCABULARY_DIFFERS.
 
 from pathlib import Path
 
+from millrace_examples.kinds import Conversation
 from millrace_runtime import jobs, manifest
 from millrace_runtime.jobs import JobError, Reporter
 from millrace_tuner.jobs import flow, reading, supervised
@@ -32,7 +33,7 @@ def learn(spec: Spec, reporter: Reporter, cancellation: Cancellation) -> None:
     method = spec.method
     if not isinstance(method, Distillation):
         raise JobError("INVALID_SPEC", f"method.kind is {method.kind}, not distillation")
-    training, validation = reading.conversations(spec)
+    training, validation = reading.files(spec, Conversation)
     teacher = verified_teacher(spec)
     cancellation.raise_if_requested()
     # Imported here: this takes seconds, and files with mistakes are refused before it.

@@ -17,8 +17,8 @@ import numpy as np
 from jinja2 import TemplateError
 from numpy.typing import DTypeLike, NDArray
 
+from millrace_examples.kinds import Conversation
 from millrace_runtime.jobs import JobError
-from millrace_tuner.jobs.conversations import Conversation
 
 MAXIMUM_HELDOUT_EXAMPLES = 64
 HELDOUT_FRACTION = 0.05

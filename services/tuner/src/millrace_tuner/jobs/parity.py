@@ -6,7 +6,6 @@ from the files that were written. ``millrace_runtime.parity`` has the report and
 """
 
 import contextlib
-import datetime
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -138,7 +137,7 @@ def _conversations(tokenizer: Any) -> list[Probe]:
 
 def _rendered(probe: Probe, tokenizer: Any, continuation: list[int]) -> Probe:
     try:
-        text = render(tokenizer, probe)
+        text = comparison.render(tokenizer, probe)
     except (TemplateError, TypeError, ValueError):
         return probe  # refused; it must be so everywhere
     prompt = _encode(tokenizer, text)
@@ -148,23 +147,6 @@ def _rendered(probe: Probe, tokenizer: Any, continuation: list[int]) -> Probe:
         token_ids=prompt + continuation,
         prompt_tokens=len(prompt),
     )
-
-
-def render(tokenizer: Any, probe: Probe) -> str:
-    """The prompt of a probe, on a day that does not change.
-
-    Raises:
-        TemplateError, TypeError, ValueError: the template refuses it.
-    """
-    on = datetime.datetime(*comparison.RENDERED_ON, tzinfo=datetime.UTC)
-    texts = tokenizer.apply_chat_template(
-        [list(probe.messages or ())],
-        tools=list(probe.tools) or None,
-        tokenize=False,
-        add_generation_prompt=True,
-        strftime_now=on.strftime,
-    )
-    return str(texts[0])
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:

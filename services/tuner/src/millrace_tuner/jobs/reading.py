@@ -8,31 +8,10 @@ from millrace_examples.prompt_template import template_of
 from millrace_examples.prompted import Prompting, makes, read_prompted
 from millrace_examples.reading import ExamplesError, Wanted, read
 from millrace_runtime.jobs import JobError
-from millrace_tuner.jobs.conversations import Conversation, read_conversations
 from millrace_tuner.jobs.specification import Spec
 
 _NO_CONTEXT_TOKENS = 10**9
 _UNTOLD_CONTEXT_TOKENS = 512
-
-
-def conversations(spec: Spec) -> tuple[list[Conversation], list[Conversation] | None]:
-    """The conversations of the training file and, when there is one, the validation file.
-
-    Raises:
-        JobError: FILE_MISSING, FILE_CHANGED, INVALID_EXAMPLE, EMPTY_FILE, INVALID_SPEC.
-    """
-    if spec.prompt is not None:
-        return files(spec, Conversation)
-    training = read_conversations(
-        spec.training_file_path, spec.training_file_sha256, "training file"
-    )
-    if spec.validation_file_path is None:
-        return training, None
-    if spec.validation_file_sha256 is None:
-        raise JobError("INVALID_SPEC", "validation_file_sha256 must be given with the file's path")
-    return training, read_conversations(
-        spec.validation_file_path, spec.validation_file_sha256, "validation file"
-    )
 
 
 def files(spec: Spec, wanted: type[Wanted]) -> tuple[list[Wanted], list[Wanted] | None]:

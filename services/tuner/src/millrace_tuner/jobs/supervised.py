@@ -19,11 +19,11 @@ OUTPUT_DIRECTORY_IN_USE, CHECKPOINT_DAMAGED, CANCELLED.
 
 from typing import TYPE_CHECKING
 
+from millrace_examples.kinds import Conversation
 from millrace_runtime import jobs
 from millrace_runtime.jobs import Reporter
 from millrace_tuner.jobs import examples, flow, reading
 from millrace_tuner.jobs.cancellation import Cancellation
-from millrace_tuner.jobs.conversations import Conversation
 from millrace_tuner.jobs.specification import Spec
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def work(spec: Spec, reporter: Reporter) -> None:
 
 
 def learn(spec: Spec, reporter: Reporter, cancellation: Cancellation) -> None:
-    training, validation = reading.conversations(spec)
+    training, validation = reading.files(spec, Conversation)
     cancellation.raise_if_requested()
     # Imported here: this takes seconds, and files with mistakes are refused before it.
     from millrace_tuner.jobs.codec import load_codec

@@ -84,10 +84,8 @@ class Ledger:
     @property
     def best(self) -> Trial | None:
         """Of those that finished, the first that none is better than."""
-        best = None
-        for best in self._bests():  # noqa: B007  # the last of them
-            pass
-        return best
+        bests = list(self._bests())
+        return bests[-1] if bests else None
 
     @property
     def is_over(self) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from millrace_examples.kinds import Judged, Preference, Task
+from millrace_examples.kinds import Conversation, Judged, Preference, Task
 from millrace_runtime import jobs
 from millrace_runtime.jobs import Reporter
 from millrace_tuner.jobs import (
@@ -56,7 +56,7 @@ def work(spec: Spec, reporter: Reporter) -> None:
 
 
 def _conversations(spec: Spec) -> Counted:
-    training, validation = reading.conversations(spec)
+    training, validation = reading.files(spec, Conversation)
     codec, limit = _codec(spec), reading.sequence_limit(spec)
     learned = examples.encode_all(training, codec, limit, _ignore)
     measured = None
