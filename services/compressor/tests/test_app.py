@@ -1,8 +1,9 @@
 """What follows from a finished checkpoint, with fakes for the neighbours."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import pytest
 from compressor_builders import GATE, TIME, checkpoint
@@ -19,17 +20,19 @@ class Wanted:
     deployment: str
     targets: Sequence[Target]
     gate: GatePolicy
+    recipe: Mapping[str, Any]
 
 
 class FakeRegistry:
     def __init__(self) -> None:
         self.down = False
         self.targets: Sequence[Target] = (Target.OPENVINO_INT8, Target.OPENVINO_FP32)
+        self.recipe: Mapping[str, Any] = {}
 
     def match(self, tenant: str, found: Checkpoint) -> Sequence[Wanted]:
         if self.down:
             raise Unavailable("no registry", reason="UPSTREAM_ERROR")
-        return [Wanted(f"tenants/{tenant}/deployments/d", self.targets, GATE)]
+        return [Wanted(f"tenants/{tenant}/deployments/d", self.targets, GATE, self.recipe)]
 
 
 class FakeCheckpoints:

@@ -140,7 +140,7 @@ def greedy(artifact: Path, prompt: str, tokens: int) -> list[int]:
 def test_int8_is_small_close_and_committed(store: Store) -> None:
     result = store.run(store.spec())
     measured = result["measurements"]
-    assert measured["int8_share"] > 0.9
+    assert measured["weight_shares"]["int8"] > 0.9
     assert measured["artifact_size_bytes"] < 0.5 * measured["original_size_bytes"]
     assert measured["artifact_perplexity"] == pytest.approx(
         measured["original_perplexity"], rel=0.02

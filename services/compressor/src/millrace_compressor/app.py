@@ -1,11 +1,12 @@
 """Use cases: what follows from a finished checkpoint, and what a person may ask for."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 from prometheus_client import Gauge
 
+from millrace_compressor import targets
 from millrace_compressor.domain import Checkpoint, Compression, GatePolicy, Order, State, Target
 from millrace_runtime import paging
 from millrace_runtime.errors import NotFound
@@ -53,6 +54,8 @@ class Wanted(Protocol):
     def targets(self) -> Sequence[Target]: ...
     @property
     def gate(self) -> GatePolicy: ...
+    @property
+    def recipe(self) -> Mapping[str, Any]: ...
 
 
 class CompressorApp:
@@ -80,7 +83,15 @@ class CompressorApp:
         if self._compressions.is_considered(checkpoint.name):
             return
         orders = [
-            Order(tenant, checkpoint, target, wanted.gate, wanted.deployment, time)
+            Order(
+                tenant,
+                checkpoint,
+                target,
+                wanted.gate,
+                wanted.deployment,
+                time,
+                targets.narrowed(target, wanted.recipe),
+            )
             for wanted in self._deployments.match(tenant, checkpoint)
             for target in wanted.targets
         ]
@@ -88,7 +99,12 @@ class CompressorApp:
         self._ring_workers()
 
     def create(self, order: Order) -> Compression:
-        """What a person asks for by hand; the same order again gives the same compression."""
+        """What a person asks for by hand; the same order again gives the same compression.
+
+        Raises:
+            InvalidArgument: its recipe says what its target does not have.
+        """
+        targets.require_taken(order.target, order.recipe)
         compression = self._compressions.add(order)
         self._ring_workers()
         return compression

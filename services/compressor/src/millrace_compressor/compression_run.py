@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -144,6 +145,8 @@ class CompressionRunner:
             "evaluation_path": str(self._content.directory(evaluation.uri, evaluation.digest)),
             "evaluation_digest": evaluation.digest,
             "target": compression.order.target.value,
+            "recipe": dict(compression.order.recipe),
+            "gate": asdict(compression.order.gate),
             "artifact_path": str(self._content.working_path(f"artifacts/{compression.id}")),
             # On the artifact's own filesystem: it is committed by a rename.
             "working_directory": str(

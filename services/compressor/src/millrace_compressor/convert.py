@@ -2,7 +2,9 @@
 
 from dataclasses import asdict
 from datetime import datetime
+from typing import Any
 
+from google.protobuf import json_format
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -29,11 +31,7 @@ COMPRESSION_NAME = "tenants/{tenant}/compressions/{compression}"
 CheckpointFinished = trainer_events_pb2.CheckpointFinished | tuner_events_pb2.CheckpointFinished
 
 _STATES = {state: lifecycle_pb2.WorkState.Value(f"WORK_STATE_{state.value}") for state in State}
-_TARGETS = {
-    Target.OPENVINO_INT8: service_pb2.TARGET_OPENVINO_INT8,
-    Target.OPENVINO_FP32: service_pb2.TARGET_OPENVINO_FP32,
-    Target.SAFETENSORS: service_pb2.TARGET_SAFETENSORS,
-}
+_TARGETS = {target: service_pb2.Target.Value(f"TARGET_{target.name}") for target in Target}
 _TARGET_OF = {int(number): target for target, number in _TARGETS.items()}
 
 
@@ -49,6 +47,12 @@ def content_from_proto(content: lifecycle_pb2.Content) -> Content:
 
 def gate_from_proto(gate: service_pb2.GatePolicy) -> GatePolicy:
     return GatePolicy(**{field.name: value for field, value in gate.ListFields()})
+
+
+def recipe_from_proto(recipe: service_pb2.Recipe) -> dict[str, Any]:
+    """A recipe as JSON, without what is absent."""
+    document: dict[str, Any] = json_format.MessageToDict(recipe, preserving_proto_field_name=True)
+    return document
 
 
 def checkpoint_of_fact(fact: CheckpointFinished) -> Checkpoint:
@@ -78,6 +82,7 @@ def order_from_proto(request: service_pb2.CreateCompressionRequest) -> Order:
         checkpoint=checkpoint,
         target=_TARGET_OF[request.target],
         gate=gate_from_proto(request.gate),
+        recipe=recipe_from_proto(request.recipe),
     )
 
 
@@ -93,6 +98,7 @@ def compression_to_proto(compression: Compression) -> service_pb2.Compression:
         checkpoint=_checkpoint_to_proto(order.checkpoint),
         target=_TARGETS[order.target],
         gate=_gate_to_proto(order.gate),
+        recipe=json_format.ParseDict(dict(order.recipe), service_pb2.Recipe()),
         deployment=order.deployment,
         state=_STATES[compression.state],
         progress=lifecycle_pb2.Progress(

@@ -1,8 +1,10 @@
 """What a compression is."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from typing import Any
 
 from millrace_runtime.parity import Stage
 
@@ -31,6 +33,20 @@ class Target(StrEnum):
     OPENVINO_INT8 = "openvino-int8"
     OPENVINO_FP32 = "openvino-fp32"
     SAFETENSORS = "safetensors"
+    OPENVINO_INT8_ACTIVATIONS = "openvino-int8-activations"
+    OPENVINO_INT4 = "openvino-int4"
+    SAFETENSORS_BF16 = "safetensors-bf16"
+    ONNX_INT8 = "onnx-int8"
+    ONNX_INT8_DYNAMIC = "onnx-int8-dynamic"
+    COMPRESSED_TENSORS_W8A8 = "compressed-tensors-w8a8"
+    COMPRESSED_TENSORS_FP8 = "compressed-tensors-fp8"
+    COMPRESSED_TENSORS_W4A16 = "compressed-tensors-w4a16"
+    COMPRESSED_TENSORS_SPARSE_2_4 = "compressed-tensors-sparse-2-4"
+    TENSORRT_FP16 = "tensorrt-fp16"
+    TENSORRT_INT8 = "tensorrt-int8"
+    TENSORRT_FP8 = "tensorrt-fp8"
+    SAFETENSORS_PRUNED = "safetensors-pruned"
+    AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -72,6 +88,7 @@ class GatePolicy:
     min_top1_agreement: float | None = None
     max_size_ratio: float | None = None
     max_latency_seconds: float | None = None
+    max_size_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -83,10 +100,21 @@ class Parity:
 
 
 @dataclass(frozen=True)
+class Load:
+    """Speed with some streams at the same time (``service.proto``: LoadMeasurement)."""
+
+    streams: int
+    tokens_per_second: float
+    first_token_seconds: float
+    token_seconds: float
+
+
+@dataclass(frozen=True)
 class Measurements:
     """Original beside artifact, on the same held-out windows. None: not measured, or not finite.
 
     ``parity`` is None where there is nothing to compare with: a checkpoint without probes.
+    ``weight_shares``: of the weights' elements, by the precision that the artifact keeps them in.
     """
 
     original_perplexity: float | None = None
@@ -101,6 +129,9 @@ class Measurements:
     peak_memory_bytes: int = 0
     evaluated_tokens: int = 0
     parity: Parity | None = None
+    original_loads: tuple[Load, ...] = ()
+    artifact_loads: tuple[Load, ...] = ()
+    weight_shares: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -119,7 +150,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Order:
-    """A compression that is asked for: one checkpoint for one target, judged by one gate."""
+    """A compression that is asked for: one checkpoint for one target, judged by one gate.
+
+    ``recipe`` is ``service.proto``'s Recipe as JSON; what is absent is the target's default.
+    """
 
     tenant: str
     checkpoint: Checkpoint
@@ -127,6 +161,7 @@ class Order:
     gate: GatePolicy
     deployment: str = ""
     requested_time: datetime | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ def _broken(measured: Measurements, policy: GatePolicy) -> Iterator[str]:
     at_most = (
         ("perplexity increase", perplexity_increase(measured), policy.max_perplexity_increase),
         ("size ratio", size_ratio(measured), policy.max_size_ratio),
+        ("size in bytes", measured.artifact_size_bytes or None, policy.max_size_bytes),
         ("latency in seconds", latency_seconds(measured), policy.max_latency_seconds),
     )
     for what, value, limit in at_most:

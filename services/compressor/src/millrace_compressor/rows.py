@@ -1,5 +1,6 @@
 """Rows of the service's tables as values of its domain, and back."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -12,6 +13,7 @@ from millrace_compressor.domain import (
     Content,
     Failure,
     GatePolicy,
+    Load,
     Measurements,
     Order,
     Parity,
@@ -26,8 +28,9 @@ from millrace_runtime.parity import Stage
 
 def recipe_digest(order: Order) -> str:
     """Identifies what is done to a checkpoint, and how it is judged."""
-    gate = sorted(asdict(order.gate).items())
-    return sha256_bytes(repr((order.target.value, gate)).encode())
+    gate = {name: value for name, value in asdict(order.gate).items() if value is not None}
+    document = {"target": order.target.value, "gate": gate, "recipe": order.recipe}
+    return sha256_bytes(json.dumps(document, sort_keys=True).encode())
 
 
 def compression_values(compression: Compression) -> dict[str, Any]:
@@ -45,6 +48,7 @@ def compression_values(compression: Compression) -> dict[str, Any]:
         "target": order.target.value,
         "recipe_digest": recipe_digest(order),
         "gate": asdict(order.gate),
+        "recipe": dict(order.recipe),
         "deployment": order.deployment,
         "state": compression.state.value,
         "progress": asdict(compression.progress),
@@ -63,6 +67,7 @@ def compression_of(row: Row[Any]) -> Compression:
         gate=GatePolicy(**row.gate),
         deployment=row.deployment,
         requested_time=row.requested_time,
+        recipe=row.recipe or {},
     )
     verdict = row.verdict
     return Compression(
@@ -89,6 +94,8 @@ def measurements_of(document: Mapping[str, Any]) -> Measurements:
     if found:
         stages = tuple(Stage(**stage) for stage in found["stages"])
         known["parity"] = Parity(found["probes"], stages)
+    for name in ("original_loads", "artifact_loads"):
+        known[name] = tuple(Load(**load) for load in known.get(name, ()))
     return Measurements(**known)
 
 

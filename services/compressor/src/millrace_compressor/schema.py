@@ -37,6 +37,8 @@ COMPRESSIONS = Table(
     # Of what is done to the checkpoint and how it is judged.
     Column("recipe_digest", String(80), nullable=False),
     Column("gate", JSON, nullable=False),
+    # null: of before there were recipes; the target's defaults.
+    Column("recipe", JSON(none_as_null=True)),
     Column("deployment", String(200), nullable=False),
     Column("state", String(16), nullable=False, index=True),
     Column("progress", JSON, nullable=False),

@@ -1,6 +1,6 @@
 """The services that the compressor asks: the registry, and those that make checkpoints."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -27,6 +27,7 @@ class WantedBy:
     deployment: str
     targets: Sequence[Target]
     gate: GatePolicy
+    recipe: Mapping[str, Any]
 
 
 class RegistryDeployments:
@@ -49,6 +50,7 @@ class RegistryDeployments:
                 deployment.name,
                 convert.targets_of(deployment),
                 convert.gate_from_proto(deployment.gate),
+                convert.recipe_from_proto(deployment.recipe),
             )
             for deployment in response.deployments
         ]

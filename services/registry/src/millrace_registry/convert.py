@@ -97,6 +97,7 @@ def deployment_from_proto(message: pb.Deployment, tenant: str, id: str) -> Deplo
         gate=_gate_from_proto(message.gate) if message.HasField("gate") else default.gate,
         strategy=_strategy_from_proto(message.strategy) or default.strategy,
         serving=_serving_from_proto(message.serving),
+        recipe=document_of(message.recipe),
     )
 
 
@@ -170,6 +171,7 @@ def deployment_to_proto(deployment: Deployment) -> pb.Deployment:
         gate=compressor_pb2.GatePolicy(**asdict(deployment.gate)),
         strategy=_strategy_to_proto(deployment.strategy),
         serving=_serving_to_proto(deployment.serving),
+        recipe=_parsed(deployment.recipe, compressor_pb2.Recipe()),
         etag=str(deployment.revision),
         create_time=timestamp(deployment.create_time),
         update_time=timestamp(deployment.update_time),

@@ -88,6 +88,7 @@ class Gate:
     min_top1_agreement: float | None = None
     max_size_ratio: float | None = None
     max_latency_seconds: float | None = None
+    max_size_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,8 @@ class RequestKey:
 
 @dataclass(frozen=True)
 class Deployment:
-    """Desired state: how one model is served. ``targets`` are the proto's names."""
+    """Desired state: how one model is served. ``targets`` are the proto's names, ``recipe`` is the
+    compressor's own JSON, passed on as it came."""
 
     tenant: str
     id: str
@@ -144,6 +146,7 @@ class Deployment:
     gate: Gate = Gate()
     strategy: Strategy = Canary()
     serving: Serving = Serving()
+    recipe: Mapping[str, Any] = field(default_factory=dict)
     revision: int = 1
 
     @property

@@ -84,6 +84,7 @@ def deployment_values(deployment: Deployment) -> dict[str, Any]:
         "gate": asdict(deployment.gate),
         "canary": _canary_document(deployment.strategy),
         "serving": asdict(deployment.serving),
+        "recipe": dict(deployment.recipe),
         "revision": deployment.revision,
         "create_time": deployment.create_time,
         "update_time": deployment.update_time,
@@ -102,6 +103,7 @@ def deployment_of(row: Row[Any]) -> Deployment:
         gate=Gate(**row.gate),
         strategy=_strategy_of(row.canary),
         serving=_serving_of(row.serving),
+        recipe=row.recipe or {},
         revision=row.revision,
     )
 

@@ -78,6 +78,8 @@ DEPLOYMENTS = Table(
     Column("canary", JSON(none_as_null=True)),
     # null: the default.
     Column("serving", JSON(none_as_null=True)),
+    # null: the targets' defaults.
+    Column("recipe", JSON(none_as_null=True)),
     Column("revision", Integer, nullable=False),
     Column("create_time", UtcDateTime, nullable=False),
     Column("update_time", UtcDateTime, nullable=False),

@@ -7,22 +7,21 @@ until the artifact is committed, so a job that is started again measures and doe
 import json
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from millrace_compressor.jobs import evaluate, parity, plain, quantize
+from millrace_compressor.jobs import calibration, evaluate, parity, plain
+from millrace_compressor.jobs.format import Conversion, Recipe, Runnable, Scored
+from millrace_compressor.jobs.formats import format_of
 from millrace_runtime import jobs, manifest
 from millrace_runtime.jobs import JobError, Reporter
 from millrace_runtime.manifest import ManifestError
 
 PHASES = ("convert", "inspect", "measure", "commit")
 QUALITY_FILE = "quality.json"
-PLAIN = "safetensors"
-WEIGHTS = {"openvino-int8": "int8", "openvino-fp32": "fp32", PLAIN: "as trained"}
+_REFERENCE = "openvino-fp32"
 
 
 class Spec(BaseModel):
@@ -39,7 +38,9 @@ class Spec(BaseModel):
     checkpoint_digest: str
     evaluation_path: Path
     evaluation_digest: str
-    target: Literal["openvino-int8", "openvino-fp32", "safetensors"]
+    target: str
+    recipe: Recipe = Recipe()
+    gate: dict[str, float | None] = {}
     artifact_path: Path
     working_directory: Path
     threads: int = Field(2, ge=1)
@@ -70,15 +71,14 @@ def _make(spec: Spec, reporter: Reporter) -> None:
     _say(reporter, "convert")
     converted = _converted(spec)
     _say(reporter, "inspect")
-    is_plain = spec.target == PLAIN
-    share = plain.inspect(converted) if is_plain else quantize.inspect(converted, spec.target)
+    shares = format_of(spec.target).inspect(converted)
     _say(reporter, "measure")
-    measurements = {**measure(spec, converted), "int8_share": share}
+    measurements = {**measure(spec, converted), "weight_shares": dict(shares)}
     _say(reporter, "commit")
     _write_json(converted / QUALITY_FILE, measurements)
     metadata = {
         "target": spec.target,
-        "recipe": {"weights": WEIGHTS[spec.target]},
+        "recipe": spec.recipe.model_dump(),
         "checkpoint_digest": spec.checkpoint_digest,
         "measurements": measurements,
     }
@@ -91,52 +91,33 @@ def measure(spec: Spec, converted: Path) -> dict[str, Any]:
     length = min(spec.window_tokens, _context_length(model))
     windows = evaluate.heldout_windows(spec.evaluation_path, length, spec.evaluation_tokens)
     original = evaluate.Original(model)
-    made = _measure_plain if spec.target == PLAIN else _measure_exported
+    made = format_of(spec.target)
+    artifact = made.open(converted, spec.threads)
     return {
-        **made(spec, converted, original, windows),
+        **_parity(spec, converted, original, made.exact(converted, spec.threads)),
+        **evaluate.compare(original, artifact, windows),
+        **artifact.latency(windows[0]),
+        "artifact_size_bytes": made.size_bytes(converted),
         "original_size_bytes": plain.size_bytes(model),
         "peak_memory_bytes": evaluate.peak_memory_bytes(),
     }
 
 
-def _measure_plain(
-    spec: Spec, converted: Path, original: evaluate.Original, windows: NDArray[np.int64]
-) -> dict[str, Any]:
-    artifact = plain.Artifact(converted)
-    return {
-        **_parity(spec, converted, original, artifact, artifact.dtype),
-        **evaluate.compare(original, artifact, windows),
-        **artifact.latency(windows[0]),
-        "artifact_size_bytes": plain.size_bytes(converted),
-    }
-
-
-def _measure_exported(
-    spec: Spec, converted: Path, original: evaluate.Original, windows: NDArray[np.int64]
-) -> dict[str, Any]:
-    artifact = evaluate.Artifact(converted, spec.threads)
-    exact = evaluate.Artifact(converted, spec.threads, evaluate.EXACT)
-    dtype = "int8" if spec.target == "openvino-int8" else "float32"
-    return {
-        **_parity(spec, converted, original, exact, dtype),
-        **evaluate.compare(original, artifact, windows),
-        **evaluate.latency(converted, windows[0], spec.threads),
-        "artifact_size_bytes": (converted / "openvino_model.bin").stat().st_size,
-    }
-
-
-def _parity(
-    spec: Spec, converted: Path, original: evaluate.Original, artifact: evaluate.Scored, dtype: str
-) -> dict[str, Any]:
+def _parity(spec: Spec, converted: Path, original: Scored, artifact: Runnable) -> dict[str, Any]:
     """The measurement ``parity``, of checkpoints that have probes."""
 
-    def reexport() -> evaluate.Scored:
-        folder = manifest.temporary_sibling(converted)
-        quantize.convert(spec.checkpoint_path / "model", "openvino-fp32", folder)
-        return evaluate.Artifact(folder, spec.threads, evaluate.EXACT)
+    def reexport() -> Scored:
+        folder, reference = manifest.temporary_sibling(converted), format_of(_REFERENCE)
+        reference.convert(_conversion(spec, _REFERENCE), folder)
+        return reference.exact(folder, spec.threads)
 
     found = parity.certify(
-        spec.checkpoint_path, converted, original, artifact, dtype=dtype, reexport=reexport
+        spec.checkpoint_path,
+        converted,
+        original,
+        artifact,
+        dtype=artifact.dtype,
+        reexport=reexport,
     )
     return {} if found is None else {"parity": found}
 
@@ -150,13 +131,23 @@ def _converted(spec: Spec) -> Path:
         for abandoned in spec.working_directory.glob(f"{manifest.TEMPORARY_PREFIX}*"):
             manifest.remove_tree(abandoned)
         temporary = manifest.temporary_sibling(done)
-        model = spec.checkpoint_path / "model"
-        if spec.target == PLAIN:
-            plain.convert(model, temporary)
-        else:
-            quantize.convert(model, spec.target, temporary)
+        format_of(spec.target).convert(_conversion(spec, spec.target), temporary)
         manifest.commit(temporary, done, "converted", {"target": spec.target})
     return done
+
+
+def _conversion(spec: Spec, target: str) -> Conversion:
+    model = spec.checkpoint_path / "model"
+    length = min(spec.window_tokens, _context_length(model))
+    return Conversion(
+        model=model,
+        target=target,
+        recipe=spec.recipe,
+        calibration=lambda: calibration.windows(
+            spec.evaluation_path, spec.recipe.calibration, length
+        ),
+        threads=spec.threads,
+    )
 
 
 def _whole(path: Path) -> str | None:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import openvino
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
+from millrace_compressor.jobs.format import Logits, Scored
 from millrace_compressor.jobs.quantize import MODEL_FILE
 from millrace_runtime.jobs import JobError
 
@@ -29,8 +30,6 @@ EXACT = MappingProxyType(
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
     }
 )
-
-Logits = NDArray[np.float32]  # (windows, positions, vocabulary)
 
 
 def heldout_windows(directory: Path, length: int, tokens: int) -> NDArray[np.int64]:
@@ -56,14 +55,6 @@ def heldout_windows(directory: Path, length: int, tokens: int) -> NDArray[np.int
     return stream[: count * length].reshape(count, length).astype(np.int64)
 
 
-class Scored(Protocol):
-    """What can be compared."""
-
-    def logits(self, ids: NDArray[np.int64]) -> Logits:
-        """float32, (windows, positions, vocabulary), of ids (windows, positions)."""
-        ...
-
-
 class Original:
     """The checkpoint itself, in float32."""
 
@@ -83,8 +74,15 @@ class Artifact:
     """The artifact, through the runtime that its engine uses."""
 
     def __init__(
-        self, directory: Path, threads: int, properties: Mapping[str, Any] = MappingProxyType({})
+        self,
+        directory: Path,
+        threads: int,
+        dtype: str,
+        properties: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
+        self.dtype = dtype
+        self._directory = directory
+        self._threads = threads
         compiled = openvino.Core().compile_model(
             directory / MODEL_FILE, "CPU", {"INFERENCE_NUM_THREADS": threads, **properties}
         )
@@ -102,6 +100,9 @@ class Artifact:
         }
         self._request.infer({name: inputs[name] for name in self._inputs})
         return np.array(self._request.get_tensor("logits").data)
+
+    def latency(self, prompt: NDArray[np.int64]) -> dict[str, Any]:
+        return latency(self._directory, prompt, self._threads)
 
 
 def compare(original: Scored, artifact: Scored, windows: NDArray[np.int64]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import torch
 from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
-from millrace_compressor.jobs.evaluate import Scored
+from millrace_compressor.jobs.format import Scored
 from millrace_runtime import manifest
 from millrace_runtime import parity as comparison
 from millrace_runtime.parity import ARTIFACT, LIMITS, TRAINER, ParityError, Probe, Report, Stage

@@ -2,6 +2,8 @@
 
 import shutil
 import time
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,8 @@ from millrace_compressor.jobs.evaluate import (
     LATENCY_PROMPT_TOKENS,
     LATENCY_RUNS,
     LATENCY_TOKENS,
-    Logits,
 )
+from millrace_compressor.jobs.format import Conversion, Logits
 from millrace_runtime.jobs import JobError
 
 WEIGHTS = "*.safetensors"
@@ -49,12 +51,13 @@ def convert(model: Path, output: Path) -> None:
             shutil.copyfile(path, output / path.name)
 
 
-def inspect(output: Path) -> float:
-    """Check that every file of weights can be read; return the share of them in 8 bits, none.
+def inspect(output: Path) -> dict[str, float]:
+    """Check that every file of weights can be read; return the share of the elements by precision.
 
     Raises:
         JobError: CHECKPOINT_INVALID, naming the file.
     """
+    counts: Counter[str] = Counter()
     for path in sorted(output.glob(WEIGHTS)):
         try:
             tensors = load_file(path)
@@ -62,11 +65,32 @@ def inspect(output: Path) -> float:
             raise JobError("CHECKPOINT_INVALID", f"{path.name}: {error}") from error
         if not tensors:
             raise JobError("CHECKPOINT_INVALID", f"{path.name} has no tensors")
-    return 0.0
+        for tensor in tensors.values():
+            counts[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
+    return {precision: count / counts.total() for precision, count in counts.items()}
 
 
 def size_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob(WEIGHTS))
+
+
+class Plain:
+    """The format ``safetensors``, run by transformers."""
+
+    def convert(self, conversion: Conversion, output: Path) -> None:
+        convert(conversion.model, output)
+
+    def inspect(self, output: Path) -> Mapping[str, float]:
+        return inspect(output)
+
+    def size_bytes(self, output: Path) -> int:
+        return size_bytes(output)
+
+    def open(self, output: Path, threads: int) -> "Artifact":
+        return Artifact(output)
+
+    def exact(self, output: Path, threads: int) -> "Artifact":
+        return Artifact(output)
 
 
 class Artifact:

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 from millrace_runtime.jobs import JobError
 
 MODEL_FILE = "openvino_model.xml"
+WEIGHTS_FILE = "openvino_model.bin"
 _COPIED_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "README.md")
 _INT8_TYPES = frozenset({"i8", "u8"})
 # Norms, rotary tables and zero points stay in floating point; they are a percent or two.

@@ -20,11 +20,13 @@ from millrace_gateway.rest.listing import (
     page_size,
     token_after,
 )
+from millrace_gateway.rest.recipes import Recipe, recipe, recipe_message
 from millrace_gateway.rest.routing import router
 from millrace_gateway.rest.shapes import (
     STATUS_OF_STATE,
     Content,
     Failure,
+    Int64,
     Number,
     Progress,
     RequestBody,
@@ -42,7 +44,25 @@ from millrace_runtime.errors import InvalidArgument
 
 ROUTER = router("compressions", "/v1/compressions")
 
-TargetWord = Literal["openvino_int8", "openvino_fp32", "safetensors"]
+TargetWord = Literal[
+    "openvino_int8",
+    "openvino_fp32",
+    "openvino_int8_activations",
+    "openvino_int4",
+    "safetensors",
+    "safetensors_bf16",
+    "safetensors_pruned",
+    "onnx_int8",
+    "onnx_int8_dynamic",
+    "compressed_tensors_w8a8",
+    "compressed_tensors_fp8",
+    "compressed_tensors_w4a16",
+    "compressed_tensors_sparse_2_4",
+    "tensorrt_fp16",
+    "tensorrt_int8",
+    "tensorrt_fp8",
+    "auto",
+]
 _CHECKPOINT = re.compile(r"(runs|jobs)/[A-Za-z0-9_-]{1,80}/checkpoints/[A-Za-z0-9_-]{1,80}")
 
 
@@ -53,6 +73,7 @@ class Gate(RequestBody):
     min_top1_agreement: Annotated[Number, Field(ge=0, le=1)] | None = None
     max_size_ratio: Annotated[Number, Field(gt=0)] | None = None
     max_latency_seconds: Annotated[Number, Field(gt=0)] | None = None
+    max_size_bytes: Annotated[Int64, Field(gt=0)] | None = None
 
 
 class CreateCompression(RequestBody):
@@ -61,6 +82,7 @@ class CreateCompression(RequestBody):
     checkpoint: str
     target: TargetWord
     gate: Gate | None = None
+    recipe: Recipe | None = None
 
 
 class ParityStage(BaseModel):
@@ -82,6 +104,15 @@ class Parity(BaseModel):
     stages: list[ParityStage]
 
 
+class Load(BaseModel):
+    """Speed with some streams at the same time; the seconds are medians."""
+
+    streams: int
+    tokens_per_second: float
+    first_token_seconds: float
+    token_seconds: float
+
+
 class MeasurementsObject(BaseModel):
     """Measured on the same held-out windows; null where not measured."""
 
@@ -97,6 +128,9 @@ class MeasurementsObject(BaseModel):
     peak_memory_bytes: int | None = None
     evaluated_tokens: int | None = None
     parity: Parity | None = None
+    original_loads: list[Load] = []
+    artifact_loads: list[Load] = []
+    weight_shares: dict[str, float] = {}
 
 
 class Verdict(BaseModel):
@@ -119,6 +153,7 @@ class Compression(BaseModel):
     target: str
     deployment: str | None
     gate: Gate
+    recipe: Recipe
     status: str
     progress: Progress | None
     error: Failure | None
@@ -141,6 +176,7 @@ async def create_compression(body: CreateCompression, caller: CallerOf) -> Compr
         checkpoint=reference,
         target=enum_value(pb.Target, body.target, "TARGET_"),  # type: ignore[arg-type]
         gate=pb.GatePolicy(**given(body.gate)) if body.gate else None,
+        recipe=recipe_message(body.recipe),
         request_id=caller.request_id,
     )
     response = await upstream.call(caller.upstream.compressor.CreateCompression, request)
@@ -221,10 +257,22 @@ async def _trained(services: upstream.Upstream, name: str) -> pb.CheckpointRefer
 def measurements(message: pb.Measurements) -> MeasurementsObject:
     """Those that were measured."""
     measured = {field.name: value for field, value in message.ListFields()}
+    for name in ("original_loads", "artifact_loads"):
+        measured[name] = [_load(load) for load in measured.get(name, ())]
+    measured["weight_shares"] = dict(message.weight_shares)
     if message.HasField("parity"):
         stages = [_stage(stage) for stage in message.parity.stages]
         measured["parity"] = Parity(probes=message.parity.probes, stages=stages)
     return MeasurementsObject(**measured)
+
+
+def _load(message: pb.LoadMeasurement) -> Load:
+    return Load(
+        streams=message.streams,
+        tokens_per_second=message.tokens_per_second,
+        first_token_seconds=message.first_token_seconds,
+        token_seconds=message.token_seconds,
+    )
 
 
 def _stage(message: pb.ParityStage) -> ParityStage:
@@ -258,6 +306,7 @@ def _compression(caller: Caller, message: pb.Compression) -> Compression:
         target=enum_word(pb.Target, message.target, "TARGET_"),
         deployment=identifier(message.deployment),
         gate=gate(message.gate),
+        recipe=recipe(message.recipe),
         status=STATUS_OF_STATE[message.state],
         progress=progress(message.progress),
         error=failure(message.failure),

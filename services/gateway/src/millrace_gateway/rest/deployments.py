@@ -19,6 +19,7 @@ from millrace_gateway.rest.listing import (
     page_size,
     token_after,
 )
+from millrace_gateway.rest.recipes import Recipe, recipe, recipe_message
 from millrace_gateway.rest.routing import router
 from millrace_gateway.rest.shapes import (
     Int32,
@@ -135,6 +136,7 @@ class CreateDeployment(RequestBody):
     gate: Gate = Gate(max_perplexity_increase=0.02)
     strategy: Strategy = Canary(type="canary")
     serving: Serving = Serving()
+    recipe: Recipe | None = None
 
 
 class UpdateDeployment(RequestBody):
@@ -145,6 +147,7 @@ class UpdateDeployment(RequestBody):
     gate: Gate | None = None
     strategy: Strategy | None = None
     serving: Serving | None = None
+    recipe: Recipe | None = None
     etag: str | None = None
 
 
@@ -172,6 +175,7 @@ class Deployment(BaseModel):
     gate: Gate
     strategy: Strategy | None
     serving: ServedAs
+    recipe: Recipe
     etag: str
 
 
@@ -246,6 +250,8 @@ def _change(deployment: pb.Deployment, body: CreateDeployment | UpdateDeployment
         deployment.strategy.CopyFrom(pb.RolloutStrategy(canary=canary))
     if body.serving is not None:
         deployment.serving.CopyFrom(_serving(body.serving))
+    if body.recipe is not None:
+        deployment.recipe.CopyFrom(recipe_message(body.recipe))
 
 
 def _deployment(message: pb.Deployment) -> Deployment:
@@ -259,6 +265,7 @@ def _deployment(message: pb.Deployment) -> Deployment:
         gate=gate(message.gate),
         strategy=_strategy(message.strategy),
         serving=_served_as(message.serving),
+        recipe=recipe(message.recipe),
         etag=message.etag,
     )
 

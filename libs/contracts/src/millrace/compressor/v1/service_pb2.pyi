@@ -34,6 +34,32 @@ class _TargetEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Target.ValueTy
     """OpenVINO IR, 32-bit weights: the reference."""
     TARGET_SAFETENSORS: _Target.ValueType  # 3
     """The checkpoint's own weights in safetensors, for GPUs: the reference there."""
+    TARGET_OPENVINO_INT8_ACTIVATIONS: _Target.ValueType  # 4
+    """OpenVINO IR, 8-bit weights and activations (SmoothQuant), calibrated."""
+    TARGET_OPENVINO_INT4: _Target.ValueType  # 5
+    """OpenVINO IR, 4-bit weights in groups."""
+    TARGET_SAFETENSORS_BF16: _Target.ValueType  # 6
+    """Weights rounded to bfloat16, in safetensors."""
+    TARGET_ONNX_INT8: _Target.ValueType  # 7
+    """ONNX with explicit Q/DQ, 8-bit weights and activations, calibrated (ONNX Runtime)."""
+    TARGET_ONNX_INT8_DYNAMIC: _Target.ValueType  # 8
+    """ONNX, 8-bit weights; activations are quantised as they come (ONNX Runtime)."""
+    TARGET_COMPRESSED_TENSORS_W8A8: _Target.ValueType  # 9
+    """compressed-tensors for vLLM: 8-bit weights and activations."""
+    TARGET_COMPRESSED_TENSORS_FP8: _Target.ValueType  # 10
+    """compressed-tensors for vLLM: FP8 (E4M3) weights, activations as they come."""
+    TARGET_COMPRESSED_TENSORS_W4A16: _Target.ValueType  # 11
+    """compressed-tensors for vLLM: 4-bit weights in groups."""
+    TARGET_COMPRESSED_TENSORS_SPARSE_2_4: _Target.ValueType  # 12
+    """compressed-tensors for vLLM: two of each four weights are zero."""
+    TARGET_TENSORRT_FP16: _Target.ValueType  # 13
+    """ONNX for TensorRT's builder, and the engine where TensorRT is present."""
+    TARGET_TENSORRT_INT8: _Target.ValueType  # 14
+    TARGET_TENSORRT_FP8: _Target.ValueType  # 15
+    TARGET_SAFETENSORS_PRUNED: _Target.ValueType  # 16
+    """Fewer layers, heads or hidden units, in safetensors; recovered by distillation."""
+    TARGET_AUTO: _Target.ValueType  # 17
+    """The best of all that pass the gate and run on this machine."""
 
 class Target(_Target, metaclass=_TargetEnumTypeWrapper):
     """What a checkpoint is compressed for."""
@@ -45,7 +71,218 @@ TARGET_OPENVINO_FP32: Target.ValueType  # 2
 """OpenVINO IR, 32-bit weights: the reference."""
 TARGET_SAFETENSORS: Target.ValueType  # 3
 """The checkpoint's own weights in safetensors, for GPUs: the reference there."""
+TARGET_OPENVINO_INT8_ACTIVATIONS: Target.ValueType  # 4
+"""OpenVINO IR, 8-bit weights and activations (SmoothQuant), calibrated."""
+TARGET_OPENVINO_INT4: Target.ValueType  # 5
+"""OpenVINO IR, 4-bit weights in groups."""
+TARGET_SAFETENSORS_BF16: Target.ValueType  # 6
+"""Weights rounded to bfloat16, in safetensors."""
+TARGET_ONNX_INT8: Target.ValueType  # 7
+"""ONNX with explicit Q/DQ, 8-bit weights and activations, calibrated (ONNX Runtime)."""
+TARGET_ONNX_INT8_DYNAMIC: Target.ValueType  # 8
+"""ONNX, 8-bit weights; activations are quantised as they come (ONNX Runtime)."""
+TARGET_COMPRESSED_TENSORS_W8A8: Target.ValueType  # 9
+"""compressed-tensors for vLLM: 8-bit weights and activations."""
+TARGET_COMPRESSED_TENSORS_FP8: Target.ValueType  # 10
+"""compressed-tensors for vLLM: FP8 (E4M3) weights, activations as they come."""
+TARGET_COMPRESSED_TENSORS_W4A16: Target.ValueType  # 11
+"""compressed-tensors for vLLM: 4-bit weights in groups."""
+TARGET_COMPRESSED_TENSORS_SPARSE_2_4: Target.ValueType  # 12
+"""compressed-tensors for vLLM: two of each four weights are zero."""
+TARGET_TENSORRT_FP16: Target.ValueType  # 13
+"""ONNX for TensorRT's builder, and the engine where TensorRT is present."""
+TARGET_TENSORRT_INT8: Target.ValueType  # 14
+TARGET_TENSORRT_FP8: Target.ValueType  # 15
+TARGET_SAFETENSORS_PRUNED: Target.ValueType  # 16
+"""Fewer layers, heads or hidden units, in safetensors; recovered by distillation."""
+TARGET_AUTO: Target.ValueType  # 17
+"""The best of all that pass the gate and run on this machine."""
 Global___Target: _TypeAlias = Target  # noqa: Y015
+
+class _WeightMethod:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WeightMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WeightMethod.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WEIGHT_METHOD_UNSPECIFIED: _WeightMethod.ValueType  # 0
+    WEIGHT_METHOD_ROUND_TO_NEAREST: _WeightMethod.ValueType  # 1
+    WEIGHT_METHOD_AWQ: _WeightMethod.ValueType  # 2
+    """Activation-aware weight quantisation (arXiv:2306.00978)."""
+    WEIGHT_METHOD_GPTQ: _WeightMethod.ValueType  # 3
+    """arXiv:2210.17323."""
+    WEIGHT_METHOD_SCALE_ESTIMATION: _WeightMethod.ValueType  # 4
+
+class WeightMethod(_WeightMethod, metaclass=_WeightMethodEnumTypeWrapper):
+    """How a target rounds weights to few bits."""
+
+WEIGHT_METHOD_UNSPECIFIED: WeightMethod.ValueType  # 0
+WEIGHT_METHOD_ROUND_TO_NEAREST: WeightMethod.ValueType  # 1
+WEIGHT_METHOD_AWQ: WeightMethod.ValueType  # 2
+"""Activation-aware weight quantisation (arXiv:2306.00978)."""
+WEIGHT_METHOD_GPTQ: WeightMethod.ValueType  # 3
+"""arXiv:2210.17323."""
+WEIGHT_METHOD_SCALE_ESTIMATION: WeightMethod.ValueType  # 4
+Global___WeightMethod: _TypeAlias = WeightMethod  # noqa: Y015
+
+class _CalibrationSource:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CalibrationSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CalibrationSource.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CALIBRATION_SOURCE_UNSPECIFIED: _CalibrationSource.ValueType  # 0
+    CALIBRATION_SOURCE_OWN: _CalibrationSource.ValueType  # 1
+    """Rows of what the model was trained on, chosen by hash, never those that judge it."""
+    CALIBRATION_SOURCE_GENERIC: _CalibrationSource.ValueType  # 2
+    """Text that has nothing to do with the model's data."""
+
+class CalibrationSource(_CalibrationSource, metaclass=_CalibrationSourceEnumTypeWrapper): ...
+
+CALIBRATION_SOURCE_UNSPECIFIED: CalibrationSource.ValueType  # 0
+CALIBRATION_SOURCE_OWN: CalibrationSource.ValueType  # 1
+"""Rows of what the model was trained on, chosen by hash, never those that judge it."""
+CALIBRATION_SOURCE_GENERIC: CalibrationSource.ValueType  # 2
+"""Text that has nothing to do with the model's data."""
+Global___CalibrationSource: _TypeAlias = CalibrationSource  # noqa: Y015
+
+@_typing.final
+class Calibration(_message.Message):
+    """What activations are observed on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    source: Global___CalibrationSource.ValueType
+    samples: _builtins.int
+    """Windows of tokens."""
+    seed: _builtins.int
+    def __init__(
+        self,
+        *,
+        source: Global___CalibrationSource.ValueType = ...,
+        samples: _builtins.int | None = ...,
+        seed: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_samples", b"_samples", "_seed", b"_seed", "samples", b"samples", "seed", b"seed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_samples", b"_samples", "_seed", b"_seed", "samples", b"samples", "seed", b"seed", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__samples: _TypeAlias = _typing.Literal["samples"]  # noqa: Y015
+    _WhichOneofArgType__samples: _TypeAlias = _typing.Literal["_samples", b"_samples"]  # noqa: Y015
+    _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
+    _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__samples) -> _WhichOneofReturnType__samples | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+
+Global___Calibration: _TypeAlias = Calibration  # noqa: Y015
+
+@_typing.final
+class Pruning(_message.Message):
+    """Shares of a model that are taken away, by importance on calibration data."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPTH_FIELD_NUMBER: _builtins.int
+    HEADS_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    ROUNDS_FIELD_NUMBER: _builtins.int
+    RECOVERY_FIELD_NUMBER: _builtins.int
+    depth: _builtins.float
+    """Of the decoder's layers."""
+    heads: _builtins.float
+    """Of the attention's key/value groups."""
+    width: _builtins.float
+    """Of the feed-forward's hidden units."""
+    rounds: _builtins.int
+    """In how many rounds; importance is measured anew in each."""
+    recovery: _builtins.bool
+    """Whether a tuning job recovers what was lost, by distillation from the original."""
+    def __init__(
+        self,
+        *,
+        depth: _builtins.float | None = ...,
+        heads: _builtins.float | None = ...,
+        width: _builtins.float | None = ...,
+        rounds: _builtins.int | None = ...,
+        recovery: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_depth", b"_depth", "_heads", b"_heads", "_recovery", b"_recovery", "_rounds", b"_rounds", "_width", b"_width", "depth", b"depth", "heads", b"heads", "recovery", b"recovery", "rounds", b"rounds", "width", b"width"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_depth", b"_depth", "_heads", b"_heads", "_recovery", b"_recovery", "_rounds", b"_rounds", "_width", b"_width", "depth", b"depth", "heads", b"heads", "recovery", b"recovery", "rounds", b"rounds", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__depth: _TypeAlias = _typing.Literal["depth"]  # noqa: Y015
+    _WhichOneofArgType__depth: _TypeAlias = _typing.Literal["_depth", b"_depth"]  # noqa: Y015
+    _WhichOneofReturnType__heads: _TypeAlias = _typing.Literal["heads"]  # noqa: Y015
+    _WhichOneofArgType__heads: _TypeAlias = _typing.Literal["_heads", b"_heads"]  # noqa: Y015
+    _WhichOneofReturnType__recovery: _TypeAlias = _typing.Literal["recovery"]  # noqa: Y015
+    _WhichOneofArgType__recovery: _TypeAlias = _typing.Literal["_recovery", b"_recovery"]  # noqa: Y015
+    _WhichOneofReturnType__rounds: _TypeAlias = _typing.Literal["rounds"]  # noqa: Y015
+    _WhichOneofArgType__rounds: _TypeAlias = _typing.Literal["_rounds", b"_rounds"]  # noqa: Y015
+    _WhichOneofReturnType__width: _TypeAlias = _typing.Literal["width"]  # noqa: Y015
+    _WhichOneofArgType__width: _TypeAlias = _typing.Literal["_width", b"_width"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__depth) -> _WhichOneofReturnType__depth | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__heads) -> _WhichOneofReturnType__heads | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__recovery) -> _WhichOneofReturnType__recovery | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rounds) -> _WhichOneofReturnType__rounds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__width) -> _WhichOneofReturnType__width | None: ...
+
+Global___Pruning: _TypeAlias = Pruning  # noqa: Y015
+
+@_typing.final
+class Recipe(_message.Message):
+    """How a checkpoint becomes an artifact, where its target leaves a choice. What is absent is the
+    target's default; what the target does not have is an INVALID_ARGUMENT.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_SIZE_FIELD_NUMBER: _builtins.int
+    WEIGHT_METHOD_FIELD_NUMBER: _builtins.int
+    KV_CACHE_INT8_FIELD_NUMBER: _builtins.int
+    CALIBRATION_FIELD_NUMBER: _builtins.int
+    PRUNING_FIELD_NUMBER: _builtins.int
+    group_size: _builtins.int
+    """Weights that share one scale, for targets of four bits."""
+    weight_method: Global___WeightMethod.ValueType
+    kv_cache_int8: _builtins.bool
+    """Keys and values in 8 bits, for OpenVINO."""
+    @_builtins.property
+    def calibration(self) -> Global___Calibration: ...
+    @_builtins.property
+    def pruning(self) -> Global___Pruning: ...
+    def __init__(
+        self,
+        *,
+        group_size: _builtins.int | None = ...,
+        weight_method: Global___WeightMethod.ValueType = ...,
+        kv_cache_int8: _builtins.bool | None = ...,
+        calibration: Global___Calibration | None = ...,
+        pruning: Global___Pruning | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_group_size", b"_group_size", "_kv_cache_int8", b"_kv_cache_int8", "calibration", b"calibration", "group_size", b"group_size", "kv_cache_int8", b"kv_cache_int8", "pruning", b"pruning"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_group_size", b"_group_size", "_kv_cache_int8", b"_kv_cache_int8", "calibration", b"calibration", "group_size", b"group_size", "kv_cache_int8", b"kv_cache_int8", "pruning", b"pruning", "weight_method", b"weight_method"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__group_size: _TypeAlias = _typing.Literal["group_size"]  # noqa: Y015
+    _WhichOneofArgType__group_size: _TypeAlias = _typing.Literal["_group_size", b"_group_size"]  # noqa: Y015
+    _WhichOneofReturnType__kv_cache_int8: _TypeAlias = _typing.Literal["kv_cache_int8"]  # noqa: Y015
+    _WhichOneofArgType__kv_cache_int8: _TypeAlias = _typing.Literal["_kv_cache_int8", b"_kv_cache_int8"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__group_size) -> _WhichOneofReturnType__group_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kv_cache_int8) -> _WhichOneofReturnType__kv_cache_int8 | None: ...
+
+Global___Recipe: _TypeAlias = Recipe  # noqa: Y015
 
 @_typing.final
 class GatePolicy(_message.Message):
@@ -57,12 +294,14 @@ class GatePolicy(_message.Message):
     MIN_TOP1_AGREEMENT_FIELD_NUMBER: _builtins.int
     MAX_SIZE_RATIO_FIELD_NUMBER: _builtins.int
     MAX_LATENCY_SECONDS_FIELD_NUMBER: _builtins.int
+    MAX_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     max_perplexity_increase: _builtins.float
     """Relative: 0.02 lets perplexity grow by 2 %."""
     min_top1_agreement: _builtins.float
     max_size_ratio: _builtins.float
     max_latency_seconds: _builtins.float
     """Time to first token plus one token, one stream."""
+    max_size_bytes: _builtins.int
     def __init__(
         self,
         *,
@@ -70,15 +309,18 @@ class GatePolicy(_message.Message):
         min_top1_agreement: _builtins.float | None = ...,
         max_size_ratio: _builtins.float | None = ...,
         max_latency_seconds: _builtins.float | None = ...,
+        max_size_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_latency_seconds", b"_max_latency_seconds", "_max_perplexity_increase", b"_max_perplexity_increase", "_max_size_ratio", b"_max_size_ratio", "_min_top1_agreement", b"_min_top1_agreement", "max_latency_seconds", b"max_latency_seconds", "max_perplexity_increase", b"max_perplexity_increase", "max_size_ratio", b"max_size_ratio", "min_top1_agreement", b"min_top1_agreement"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_latency_seconds", b"_max_latency_seconds", "_max_perplexity_increase", b"_max_perplexity_increase", "_max_size_bytes", b"_max_size_bytes", "_max_size_ratio", b"_max_size_ratio", "_min_top1_agreement", b"_min_top1_agreement", "max_latency_seconds", b"max_latency_seconds", "max_perplexity_increase", b"max_perplexity_increase", "max_size_bytes", b"max_size_bytes", "max_size_ratio", b"max_size_ratio", "min_top1_agreement", b"min_top1_agreement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_latency_seconds", b"_max_latency_seconds", "_max_perplexity_increase", b"_max_perplexity_increase", "_max_size_ratio", b"_max_size_ratio", "_min_top1_agreement", b"_min_top1_agreement", "max_latency_seconds", b"max_latency_seconds", "max_perplexity_increase", b"max_perplexity_increase", "max_size_ratio", b"max_size_ratio", "min_top1_agreement", b"min_top1_agreement"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_latency_seconds", b"_max_latency_seconds", "_max_perplexity_increase", b"_max_perplexity_increase", "_max_size_bytes", b"_max_size_bytes", "_max_size_ratio", b"_max_size_ratio", "_min_top1_agreement", b"_min_top1_agreement", "max_latency_seconds", b"max_latency_seconds", "max_perplexity_increase", b"max_perplexity_increase", "max_size_bytes", b"max_size_bytes", "max_size_ratio", b"max_size_ratio", "min_top1_agreement", b"min_top1_agreement"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_latency_seconds: _TypeAlias = _typing.Literal["max_latency_seconds"]  # noqa: Y015
     _WhichOneofArgType__max_latency_seconds: _TypeAlias = _typing.Literal["_max_latency_seconds", b"_max_latency_seconds"]  # noqa: Y015
     _WhichOneofReturnType__max_perplexity_increase: _TypeAlias = _typing.Literal["max_perplexity_increase"]  # noqa: Y015
     _WhichOneofArgType__max_perplexity_increase: _TypeAlias = _typing.Literal["_max_perplexity_increase", b"_max_perplexity_increase"]  # noqa: Y015
+    _WhichOneofReturnType__max_size_bytes: _TypeAlias = _typing.Literal["max_size_bytes"]  # noqa: Y015
+    _WhichOneofArgType__max_size_bytes: _TypeAlias = _typing.Literal["_max_size_bytes", b"_max_size_bytes"]  # noqa: Y015
     _WhichOneofReturnType__max_size_ratio: _TypeAlias = _typing.Literal["max_size_ratio"]  # noqa: Y015
     _WhichOneofArgType__max_size_ratio: _TypeAlias = _typing.Literal["_max_size_ratio", b"_max_size_ratio"]  # noqa: Y015
     _WhichOneofReturnType__min_top1_agreement: _TypeAlias = _typing.Literal["min_top1_agreement"]  # noqa: Y015
@@ -87,6 +329,8 @@ class GatePolicy(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_latency_seconds) -> _WhichOneofReturnType__max_latency_seconds | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_perplexity_increase) -> _WhichOneofReturnType__max_perplexity_increase | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_size_bytes) -> _WhichOneofReturnType__max_size_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_size_ratio) -> _WhichOneofReturnType__max_size_ratio | None: ...
     @_typing.overload
@@ -141,6 +385,26 @@ class Measurements(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class WeightSharesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ORIGINAL_PERPLEXITY_FIELD_NUMBER: _builtins.int
     ARTIFACT_PERPLEXITY_FIELD_NUMBER: _builtins.int
     KL_DIVERGENCE_FIELD_NUMBER: _builtins.int
@@ -153,6 +417,9 @@ class Measurements(_message.Message):
     PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     EVALUATED_TOKENS_FIELD_NUMBER: _builtins.int
     PARITY_FIELD_NUMBER: _builtins.int
+    ORIGINAL_LOADS_FIELD_NUMBER: _builtins.int
+    ARTIFACT_LOADS_FIELD_NUMBER: _builtins.int
+    WEIGHT_SHARES_FIELD_NUMBER: _builtins.int
     original_perplexity: _builtins.float
     artifact_perplexity: _builtins.float
     kl_divergence: _builtins.float
@@ -170,6 +437,18 @@ class Measurements(_message.Message):
     def parity(self) -> Global___Parity:
         """Absent for checkpoints that have no probes: those of training runs."""
 
+    @_builtins.property
+    def original_loads(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoadMeasurement]:
+        """Under load, original beside artifact: at 1 and at 16 streams."""
+
+    @_builtins.property
+    def artifact_loads(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoadMeasurement]: ...
+    @_builtins.property
+    def weight_shares(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Precision ("int8", "float32", …) -> share of the weights' elements that the artifact's own
+        bytes keep in it.
+        """
+
     def __init__(
         self,
         *,
@@ -185,10 +464,13 @@ class Measurements(_message.Message):
         peak_memory_bytes: _builtins.int = ...,
         evaluated_tokens: _builtins.int = ...,
         parity: Global___Parity | None = ...,
+        original_loads: _abc.Iterable[Global___LoadMeasurement] | None = ...,
+        artifact_loads: _abc.Iterable[Global___LoadMeasurement] | None = ...,
+        weight_shares: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_artifact_perplexity", b"_artifact_perplexity", "_first_token_seconds", b"_first_token_seconds", "_kl_divergence", b"_kl_divergence", "_load_seconds", b"_load_seconds", "_original_perplexity", b"_original_perplexity", "_token_seconds", b"_token_seconds", "_top1_agreement", b"_top1_agreement", "artifact_perplexity", b"artifact_perplexity", "first_token_seconds", b"first_token_seconds", "kl_divergence", b"kl_divergence", "load_seconds", b"load_seconds", "original_perplexity", b"original_perplexity", "parity", b"parity", "token_seconds", b"token_seconds", "top1_agreement", b"top1_agreement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_artifact_perplexity", b"_artifact_perplexity", "_first_token_seconds", b"_first_token_seconds", "_kl_divergence", b"_kl_divergence", "_load_seconds", b"_load_seconds", "_original_perplexity", b"_original_perplexity", "_token_seconds", b"_token_seconds", "_top1_agreement", b"_top1_agreement", "artifact_perplexity", b"artifact_perplexity", "artifact_size_bytes", b"artifact_size_bytes", "evaluated_tokens", b"evaluated_tokens", "first_token_seconds", b"first_token_seconds", "kl_divergence", b"kl_divergence", "load_seconds", b"load_seconds", "original_perplexity", b"original_perplexity", "original_size_bytes", b"original_size_bytes", "parity", b"parity", "peak_memory_bytes", b"peak_memory_bytes", "token_seconds", b"token_seconds", "top1_agreement", b"top1_agreement"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_artifact_perplexity", b"_artifact_perplexity", "_first_token_seconds", b"_first_token_seconds", "_kl_divergence", b"_kl_divergence", "_load_seconds", b"_load_seconds", "_original_perplexity", b"_original_perplexity", "_token_seconds", b"_token_seconds", "_top1_agreement", b"_top1_agreement", "artifact_loads", b"artifact_loads", "artifact_perplexity", b"artifact_perplexity", "artifact_size_bytes", b"artifact_size_bytes", "evaluated_tokens", b"evaluated_tokens", "first_token_seconds", b"first_token_seconds", "kl_divergence", b"kl_divergence", "load_seconds", b"load_seconds", "original_loads", b"original_loads", "original_perplexity", b"original_perplexity", "original_size_bytes", b"original_size_bytes", "parity", b"parity", "peak_memory_bytes", b"peak_memory_bytes", "token_seconds", b"token_seconds", "top1_agreement", b"top1_agreement", "weight_shares", b"weight_shares"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__artifact_perplexity: _TypeAlias = _typing.Literal["artifact_perplexity"]  # noqa: Y015
     _WhichOneofArgType__artifact_perplexity: _TypeAlias = _typing.Literal["_artifact_perplexity", b"_artifact_perplexity"]  # noqa: Y015
@@ -220,6 +502,37 @@ class Measurements(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top1_agreement) -> _WhichOneofReturnType__top1_agreement | None: ...
 
 Global___Measurements: _TypeAlias = Measurements  # noqa: Y015
+
+@_typing.final
+class LoadMeasurement(_message.Message):
+    """Speed with some streams at the same time, through the runtime that serves the artifact."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAMS_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    FIRST_TOKEN_SECONDS_FIELD_NUMBER: _builtins.int
+    TOKEN_SECONDS_FIELD_NUMBER: _builtins.int
+    streams: _builtins.int
+    tokens_per_second: _builtins.float
+    first_token_seconds: _builtins.float
+    """Medians."""
+    token_seconds: _builtins.float
+    def __init__(
+        self,
+        *,
+        streams: _builtins.int = ...,
+        tokens_per_second: _builtins.float = ...,
+        first_token_seconds: _builtins.float = ...,
+        token_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_token_seconds", b"first_token_seconds", "streams", b"streams", "token_seconds", b"token_seconds", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadMeasurement: _TypeAlias = LoadMeasurement  # noqa: Y015
 
 @_typing.final
 class Parity(_message.Message):
@@ -346,6 +659,7 @@ class Compression(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     FINISH_TIME_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    RECIPE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """tenants/{tenant}/compressions/{compression}"""
     target: Global___Target.ValueType
@@ -378,6 +692,8 @@ class Compression(_message.Message):
     def start_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def finish_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def recipe(self) -> Global___Recipe: ...
     def __init__(
         self,
         *,
@@ -396,10 +712,11 @@ class Compression(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         finish_time: _timestamp_pb2.Timestamp | None = ...,
         traceparent: _builtins.str = ...,
+        recipe: Global___Recipe | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "checkpoint", b"checkpoint", "create_time", b"create_time", "failure", b"failure", "finish_time", b"finish_time", "gate", b"gate", "measurements", b"measurements", "progress", b"progress", "start_time", b"start_time", "verdict", b"verdict"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "checkpoint", b"checkpoint", "create_time", b"create_time", "failure", b"failure", "finish_time", b"finish_time", "gate", b"gate", "measurements", b"measurements", "progress", b"progress", "recipe", b"recipe", "start_time", b"start_time", "verdict", b"verdict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "checkpoint", b"checkpoint", "create_time", b"create_time", "deployment", b"deployment", "failure", b"failure", "finish_time", b"finish_time", "gate", b"gate", "measurements", b"measurements", "name", b"name", "progress", b"progress", "start_time", b"start_time", "state", b"state", "target", b"target", "traceparent", b"traceparent", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "checkpoint", b"checkpoint", "create_time", b"create_time", "deployment", b"deployment", "failure", b"failure", "finish_time", b"finish_time", "gate", b"gate", "measurements", b"measurements", "name", b"name", "progress", b"progress", "recipe", b"recipe", "start_time", b"start_time", "state", b"state", "target", b"target", "traceparent", b"traceparent", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -414,6 +731,7 @@ class CreateCompressionRequest(_message.Message):
     TARGET_FIELD_NUMBER: _builtins.int
     GATE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    RECIPE_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     target: Global___Target.ValueType
     request_id: _builtins.str
@@ -421,6 +739,8 @@ class CreateCompressionRequest(_message.Message):
     def checkpoint(self) -> Global___CheckpointReference: ...
     @_builtins.property
     def gate(self) -> Global___GatePolicy: ...
+    @_builtins.property
+    def recipe(self) -> Global___Recipe: ...
     def __init__(
         self,
         *,
@@ -429,10 +749,11 @@ class CreateCompressionRequest(_message.Message):
         target: Global___Target.ValueType = ...,
         gate: Global___GatePolicy | None = ...,
         request_id: _builtins.str = ...,
+        recipe: Global___Recipe | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "gate", b"gate"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "gate", b"gate", "recipe", b"recipe"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "gate", b"gate", "parent", b"parent", "request_id", b"request_id", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "gate", b"gate", "parent", b"parent", "recipe", b"recipe", "request_id", b"request_id", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -380,6 +380,7 @@ class Deployment(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     SERVING_FIELD_NUMBER: _builtins.int
+    RECIPE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """tenants/{tenant}/deployments/{deployment}"""
     model: _builtins.str
@@ -399,6 +400,10 @@ class Deployment(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def serving(self) -> Global___Serving: ...
+    @_builtins.property
+    def recipe(self) -> _service_pb2.Recipe:
+        """Of all targets that have what it says."""
+
     def __init__(
         self,
         *,
@@ -412,10 +417,11 @@ class Deployment(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         serving: Global___Serving | None = ...,
+        recipe: _service_pb2.Recipe | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "gate", b"gate", "serving", b"serving", "strategy", b"strategy", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "gate", b"gate", "recipe", b"recipe", "serving", b"serving", "strategy", b"strategy", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "etag", b"etag", "gate", b"gate", "model", b"model", "name", b"name", "serving", b"serving", "strategy", b"strategy", "targets", b"targets", "tracking", b"tracking", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "etag", b"etag", "gate", b"gate", "model", b"model", "name", b"name", "recipe", b"recipe", "serving", b"serving", "strategy", b"strategy", "targets", b"targets", "tracking", b"tracking", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
