@@ -1,0 +1,79 @@
+"""What is known of a new version beside the old one, since a rollout's present step began.
+
+Gateways report what they saw (``ReportAnswers``), the controller adds what it asked and scored.
+Counts only ever grow, so that a report that is lost or comes twice changes nothing; a step's
+part is the difference to what there was when it began.
+"""
+
+import bisect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+# Upper bounds in seconds, 5 % apart: fine enough that ranks of latencies lose nothing that matters.
+LATENCY_BOUNDS = tuple(0.0005 * 1.05**index for index in range(240))
+_EMPTY = (0,) * (len(LATENCY_BOUNDS) + 1)
+
+
+@dataclass(frozen=True)
+class Latencies:
+    """How many latencies were at most each of ``LATENCY_BOUNDS`` and more than the one before;
+    the last count is of those beyond all."""
+
+    counts: tuple[int, ...] = _EMPTY
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts)
+
+    def since(self, earlier: "Latencies") -> "Latencies":
+        return Latencies(tuple(a - b for a, b in zip(self.counts, earlier.counts, strict=True)))
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> "Latencies":
+        counts = list(_EMPTY)
+        for value in seconds:
+            counts[bisect.bisect_left(LATENCY_BOUNDS, value)] += 1
+        return cls(tuple(counts))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Of one version: requests that have ended, those that failed, and how quick the others were.
+
+    ``first_token``: seconds to the first token; ``token``: mean seconds of each further one.
+    """
+
+    requests: int = 0
+    failures: int = 0
+    first_token: Latencies = field(default_factory=Latencies)
+    token: Latencies = field(default_factory=Latencies)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same prompt, scored by both versions: a figure of quality, larger is better.
+
+    ``prompt`` names it (``golden/12``, ``shadow/…``). A score that is not finite stands for an
+    answer that could not be scored: NaN, nothing, or not one token.
+    """
+
+    prompt: str
+    old: float
+    new: float
+
+    @property
+    def difference(self) -> float:
+        """New less old; minus infinity when only the new one could not be scored."""
+        if math.isfinite(self.new):
+            return self.new - self.old if math.isfinite(self.old) else 0.0
+        return -math.inf if math.isfinite(self.old) else 0.0
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that a step of a rollout is judged by."""
+
+    new: Answers = Answers()
+    old: Answers = Answers()
+    pairs: tuple[Pair, ...] = ()
