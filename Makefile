@@ -30,10 +30,10 @@ status: setup ## Say what runs
 	@.venv/bin/millrace status
 
 ##@ Develop
-.PHONY: setup test check chaos bench format protos clean
+.PHONY: setup test check chaos rollouts bench format protos clean
 setup: ## Make the two virtual environments (quick when nothing changed)
 	@deploy/local/setup.sh
-test: setup .venv-lm-eval/installed ## Every check and every test; T=path runs one test alone
+test: setup .venv-lm-eval/installed .venv-llm-compressor/installed ## Every check and every test; T=path runs one test alone
 ifeq ($(T),)
 	@$(MAKE) --no-print-directory check
 	@deploy/checks/tests.sh
@@ -55,6 +55,9 @@ check: setup checks-tools ## Lint, types, layers, contracts, sizes
 chaos: setup ## Break everything, for long; RUNS=1000 SEED=1 ONLY=crash,nats narrow it
 	@$(PYTHON) -m tests.chaos $(if $(RUNS),--runs $(RUNS)) $(if $(SEED),--seed $(SEED)) \
 	  $(if $(ONLY),--only $(ONLY))
+rollouts: setup ## Roll out good and bad versions under load; RUNS=200 of each, SEED=1
+	@$(PYTHON) -m tests.rollouts $(if $(RUNS),--bad $(RUNS) --good $(RUNS)) \
+	  $(if $(SEED),--seed $(SEED))
 bench: setup ## How fast it is, as ratios in one run; BASELINE=commit compares, ONLY=road,proxy
 	@$(PYTHON) -m tests.bench $(if $(ONLY),--only $(ONLY)) $(if $(BASELINE),--baseline $(BASELINE)) \
 	  $(if $(LOAD_SECONDS),--load-seconds $(LOAD_SECONDS))
@@ -66,10 +69,12 @@ protos: setup ## Generate the contracts' code, the AsyncAPI document and the dia
 release-contracts: setup ## Take the contracts as they are for what later ones must stay compatible with
 	@$(PYTHON) libs/contracts/generate.py --image protos/released.binpb
 clean: down ## Remove environments and state
-	rm -rf .venv .venv-triton .venv-lm-eval .millrace deploy/checks/node_modules
+	rm -rf .venv .venv-triton .venv-lm-eval .venv-llm-compressor .millrace deploy/checks/node_modules
 
 .venv-lm-eval/installed: deploy/requirements/lm-eval.txt | setup
 	@deploy/local/lm_eval.sh
+.venv-llm-compressor/installed: deploy/requirements/llm-compressor.txt | setup
+	@deploy/local/llm_compressor.sh
 .PHONY: checks-tools release-contracts
 checks-tools: deploy/checks/node_modules/.package-lock.json
 deploy/checks/node_modules/.package-lock.json: deploy/checks/package-lock.json

@@ -17,10 +17,13 @@ from typing import Any
 from millrace_registry.control import Controller
 from millrace_registry.control_loop import ControlLoop
 from millrace_registry.control_store import ControlStore
-from millrace_registry.domain import RolloutState, Traffic, VersionState, utc_now
+from millrace_registry.domain import RolloutState, VersionState, utc_now
 from millrace_registry.events import FactRecorder
 from millrace_registry.repository import ModelRepository
+from millrace_registry.rollout import EnterStep
 from millrace_registry.schema import OUTBOX
+from millrace_registry.strategies import Stage
+from millrace_registry.traffic import Seen
 from millrace_registry.triton import Loaded, NotScored
 from millrace_registry.triton_config import EngineSettings
 from millrace_runtime.content import ContentStore
@@ -117,6 +120,9 @@ class RemoteTriton:
     def score_last(self, model: str, version: int, token_ids: Sequence[int]) -> float | None:
         raise NotScored("no version here has anything to compare with")
 
+    def answer(self, model: str, version: int, token_ids: Sequence[int], limit: int) -> int:
+        raise NotScored("no version here has anything to compare with")
+
 
 class Registry:
     """One of several registries on one database and one endpoint."""
@@ -167,7 +173,8 @@ class InsistentController(Controller):
             raise
 
     def _writes(self) -> list[Callable[[], object]]:
-        control, nothing = self._control, Traffic()
+        control, nothing = self._control, Seen()
+        step = EnterStep(0, 1.0)
         writes: list[Callable[[], object]] = [
             lambda: control.write_routes([]),
             lambda: control.forget_traffic(utc_now()),
@@ -178,7 +185,7 @@ class InsistentController(Controller):
             for rollout in desired.rollouts:
                 writes += [
                     lambda rollout=rollout: control.start_loading(rollout, 0),
-                    lambda rollout=rollout: control.enter_step(rollout, 0, 1.0, nothing, nothing),
+                    lambda rollout=rollout: control.enter_step(rollout, step, Stage(), nothing),
                     lambda rollout=rollout: control.count(rollout, nothing),
                     lambda rollout=rollout: control.supersede(rollout),
                     lambda rollout=rollout: control.settle(rollout, nothing, "stale"),

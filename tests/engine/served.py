@@ -51,10 +51,10 @@ class ServedEngine:
             wait_until(lambda: _is_live(client), 60, "tritonserver")
         self.load(MODEL)
 
-    def load(self, model: str, serving: Serving = Serving()) -> None:
-        """Load the artifact as ``model``, or again when that is to be run otherwise."""
+    def load(self, model: str, serving: Serving = Serving(), artifact: Path | None = None) -> None:
+        """Load the artifact, or another, as ``model``; again when that is to be run otherwise."""
         repository = ModelRepository(self._repository, EngineSettings(threads=1))
-        repository.add_version(model, 1, self._artifact)
+        repository.add_version(model, 1, artifact or self._artifact)
         repository.list_versions(model, [1], serving)
         with triton.InferenceServerClient(self.address) as client:
             client.load_model(model, headers={GRPC_HEADER: CONTROL_KEY}, client_timeout=120)

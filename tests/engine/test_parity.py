@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from millrace_gateway import chat_template
 from millrace_registry.triton import NotScored, Triton
+from millrace_runtime import chat_template
 from millrace_runtime import parity as comparison
 from millrace_runtime.parity import Probe
 from millrace_tuner.jobs import parity

@@ -6,11 +6,18 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from compressor_builders import GATE, TIME, checkpoint
+from compressor_builders import GATE, TIME, checkpoint, order
 
 from millrace.topology import consumed_by
 from millrace_compressor.app import CompressorApp
-from millrace_compressor.domain import Checkpoint, Compression, GatePolicy, Order, Target
+from millrace_compressor.domain import (
+    Checkpoint,
+    Compression,
+    GatePolicy,
+    Measurements,
+    Order,
+    Target,
+)
 from millrace_compressor.events import subscriptions
 from millrace_runtime.errors import NotFound, Unavailable
 
@@ -48,6 +55,7 @@ class FakeCompressions:
 
     def __init__(self) -> None:
         self.considered: dict[str, Sequence[Order]] = {}
+        self.rows: list[Compression] = []
 
     def is_considered(self, checkpoint_name: str) -> bool:
         return checkpoint_name in self.considered
@@ -59,10 +67,10 @@ class FakeCompressions:
         return Compression("compression-1", order, "", TIME)
 
     def get(self, tenant: str, id: str) -> Compression | None:
-        return None
+        return next((row for row in self.rows if row.id == id), None)
 
     def page(self, tenant: str, model: str, before_id: str, count: int) -> list[Compression]:
-        return []
+        return [row for row in self.rows if row.order.checkpoint.model == model][:count]
 
     def cancel(self, tenant: str, id: str) -> Compression | None:
         return None
@@ -124,6 +132,23 @@ def test_what_is_not_there_is_not_found() -> None:
         world.app.get("acme", "compression-none")
     with pytest.raises(NotFound):
         world.app.cancel("acme", "compression-none")
+
+
+def test_a_report_is_of_its_like_that_were_measured() -> None:
+    world = World()
+    world.compressions.rows = [
+        Compression(id, order(step), "", TIME, measurements=Measurements() if measured else None)
+        for id, step, measured in (("d", 2, True), ("c", 1, True), ("b", 1, False), ("a", 1, True))
+    ]
+
+    def reported(id: str, *, whole_model: bool) -> list[str]:
+        return [each.id for each in world.app.report("acme", id, whole_model=whole_model)]
+
+    assert reported("a", whole_model=False) == ["a", "c"]
+    assert reported("a", whole_model=True) == ["a", "d", "c"]
+    assert reported("b", whole_model=False) == ["b", "c", "a"], "asked for, measured or not"
+    with pytest.raises(NotFound):
+        world.app.report("acme", "compression-none", whole_model=False)
 
 
 def test_it_subscribes_to_what_the_topology_says() -> None:

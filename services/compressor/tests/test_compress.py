@@ -3,37 +3,28 @@
 import json
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import openvino_genai
 import pytest
 import torch
+from compressor_threads import in_own_thread
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from millrace_compressor.jobs import compress, plain, quantize
+from millrace_compressor import convert
+from millrace_compressor.jobs import compress, plain
 from millrace_compressor.jobs.compress import Spec
+from millrace_compressor.jobs.openvino_ir import OpenvinoIr
+from millrace_compressor.rows import measurements_of
 from millrace_runtime import manifest
 from millrace_runtime.jobs import JobError, Reporter
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what tracing a model says is not ours
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-T = TypeVar("T")
 TEXT = Path(json.__file__).read_text()
-
-
-def in_own_thread(call: Callable[[], T]) -> T:
-    """Keep OpenVINO's CPU plugin off the main thread, which handles the tests' signals.
-
-    Each plugin gives the thread that loads it an alternate signal stack of its own (its
-    SigAltStackSetup); freed in another order than made, they leave the thread with one that is
-    freed already, and the next signal is a segmentation fault. A job ends with its process.
-    """
-    with ThreadPoolExecutor(max_workers=1) as executor:
-        return executor.submit(call).result()
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -75,7 +66,11 @@ class Store:
         ids = np.array(fast(TEXT)["input_ids"], np.uint16)
         self.checkpoint_digest = self._commit("checkpoint", self._save_model(config, fast))
         self.evaluation_digest = self._commit(
-            "evaluation", lambda path: np.save(path / "heldout-00000.npy", ids[:600])
+            "evaluation",
+            lambda path: (
+                np.save(path / "heldout-00000.npy", ids[:600]),
+                np.save(path / "train-00000.npy", ids[512:]),
+            ),
         )
 
     def _save_model(self, config: Qwen3Config, fast: Any) -> Callable[[Path], None]:
@@ -85,7 +80,7 @@ class Store:
 
         return save
 
-    def _commit(self, name: str, write: Callable[[Path], None]) -> str:
+    def _commit(self, name: str, write: Callable[[Path], object]) -> str:
         temporary = manifest.temporary_sibling(self.folder / name)
         write(temporary)
         return manifest.commit(temporary, self.folder / name, name, {})
@@ -148,6 +143,13 @@ def test_int8_is_small_close_and_committed(store: Store) -> None:
     assert measured["kl_divergence"] < 0.01
     assert measured["evaluated_tokens"] == 4 * 127
     assert measured["first_token_seconds"] > 0
+    for which in ("original", "artifact"):
+        assert [load["streams"] for load in measured[f"{which}_loads"]] == [1, 16]
+        assert all(load["tokens_per_second"] > 0 for load in measured[f"{which}_loads"])
+    assert "calibration" not in measured, "it is not calibrated"
+    quality = json.loads((Path(result["artifact_path"]) / "quality.json").read_text())
+    assert quality.items() >= measured.items()
+    assert (quality["target"], quality["threads"]) == ("openvino-int8", 1)
     manifest.verify(Path(result["artifact_path"]), result["artifact_digest"])
     assert not (store.folder / "work-openvino-int8").exists()
     phases = [line["phase"] for line in store.reported if line["kind"] == "progress"]
@@ -181,7 +183,7 @@ def test_tokenizer_files_are_the_checkpoints_own(store: Store) -> None:
 def test_a_quantisation_that_did_not_happen_is_found(store: Store) -> None:
     artifact = Path(store.run(store.spec("openvino-fp32"))["artifact_path"])
     with pytest.raises(JobError) as caught:
-        quantize.inspect(artifact, "openvino-int8")
+        OpenvinoIr("openvino-int8").inspect(artifact)
     assert caught.value.reason == "QUANTIZATION_SKIPPED"
 
 
@@ -208,6 +210,29 @@ def test_without_held_out_tokens_nothing_passes(store: Store, tmp_path: Path) ->
         store.run(spec)
     assert caught.value.reason == "EVALUATION_DATA_MISSING"
     assert not (tmp_path / "artifact").exists()
+
+
+def test_a_calibrated_one_says_on_what_and_how_other_text_does(store: Store) -> None:
+    calibration = {"samples": 6, "seed": "7", "compare": True}
+    spec = store.spec(
+        "openvino-int8-activations",
+        recipe={"calibration": calibration},
+        originals_directory=store.folder / "originals",
+    )
+    result = store.run(spec)
+    record = result["measurements"]["calibration"]
+    assert (record["source"], record["seed"]) == ("CALIBRATION_SOURCE_OWN", 7)
+    assert (record["windows"], record["window_tokens"], record["note"]) == (6, 128, "")
+    other = record["other"]
+    assert other["source"] == "CALIBRATION_SOURCE_GENERIC"
+    assert other["digest"] != record["digest"]
+    assert other["artifact_perplexity"] > 0
+    kept = json.loads((Path(result["artifact_path"]) / "calibration.json").read_text())
+    assert kept["digest"] == record["digest"]
+    (original,) = (store.folder / "originals").glob("*.json")
+    assert json.loads(original.read_text()).items() <= result["measurements"].items()
+    message = convert._measurements_to_proto(measurements_of(result["measurements"]))
+    assert message.calibration.other.digest == other["digest"]
 
 
 def test_a_plain_one_is_the_checkpoints_own_weights(store: Store) -> None:

@@ -53,6 +53,7 @@ class Bench:
             threads=1,
             evaluation_tokens=16,
             ring=lambda: None,
+            llm_compressor_python=Path("environment/bin/python"),
             run_job=self._run_job,
             now=clock,
         )
@@ -116,6 +117,18 @@ def test_a_good_artifact_passes(bench: Bench) -> None:
     assert done.artifact
     assert bench.content.directory(done.artifact.uri, done.artifact.digest).is_dir()
     assert done.progress.phase == "convert"
+
+
+def test_a_job_is_told_where_llm_compressor_is(bench: Bench) -> None:
+    told: list[str] = []
+
+    def play(spec: dict[str, Any]) -> JobOutcome:
+        told.append(spec["llm_compressor_python"])
+        return bench.finish(spec)
+
+    bench.play = play
+    bench.perform()
+    assert told == [str(Path.cwd() / "environment/bin/python")]
 
 
 def test_a_worse_one_is_rejected_with_the_figures(bench: Bench) -> None:

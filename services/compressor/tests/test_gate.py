@@ -70,3 +70,88 @@ def test_worse_never_passes_where_better_fails(
     worsened = replace(better, artifact_perplexity=artifact * worse)
     if gate.decide(worsened, policy).passed:
         assert gate.decide(better, policy).passed
+
+
+measurement = st.none() | st.floats() | st.floats(0, 100)
+limits = st.none() | st.floats(0, 10)
+sizes = st.integers(-1, 1000)
+MEASUREMENTS = st.builds(
+    Measurements,
+    original_perplexity=measurement,
+    artifact_perplexity=measurement,
+    top1_agreement=measurement,
+    original_size_bytes=sizes,
+    artifact_size_bytes=sizes,
+    first_token_seconds=measurement,
+    token_seconds=measurement,
+)
+POLICIES = st.builds(
+    GatePolicy,
+    max_perplexity_increase=limits,
+    min_top1_agreement=limits,
+    max_size_ratio=limits,
+    max_latency_seconds=limits,
+    max_size_bytes=st.none() | st.integers(1, 1000),
+)
+RULES = (
+    "max_perplexity_increase",
+    "min_top1_agreement",
+    "max_size_ratio",
+    "max_latency_seconds",
+    "max_size_bytes",
+)
+JUDGED_BY = {
+    "max_perplexity_increase": ("original_perplexity", "artifact_perplexity"),
+    "min_top1_agreement": ("top1_agreement",),
+    "max_latency_seconds": ("first_token_seconds", "token_seconds"),
+}
+
+
+@given(measured=MEASUREMENTS, policy=POLICIES)
+def test_the_same_question_has_the_same_answer_and_a_refusal_its_reason(
+    measured: Measurements, policy: GatePolicy
+) -> None:
+    before = repr((measured, policy))
+    verdict = gate.decide(measured, policy)
+    assert verdict == gate.decide(replace(measured), replace(policy))
+    assert repr((measured, policy)) == before
+    assert verdict.passed == (not verdict.reasons)
+
+
+@given(measured=MEASUREMENTS, policy=POLICIES, rule=st.sampled_from(RULES))
+def test_a_rule_less_never_rejects_what_passed(
+    measured: Measurements, policy: GatePolicy, rule: str
+) -> None:
+    milder = replace(policy, **{rule: None})
+    strict, mild = gate.decide(measured, policy), gate.decide(measured, milder)
+    assert set(mild.reasons) <= set(strict.reasons)
+    assert mild.passed or not strict.passed
+
+
+@given(
+    measured=MEASUREMENTS,
+    policy=POLICIES,
+    judged=st.sampled_from([(rule, name) for rule, names in JUDGED_BY.items() for name in names]),
+    limit=st.floats(0, 10),
+)
+def test_no_measurement_means_no_pass(
+    measured: Measurements, policy: GatePolicy, judged: tuple[str, str], limit: float
+) -> None:
+    rule, name = judged
+    asked = replace(policy, **{rule: limit})
+    for missing in (None, math.nan, math.inf):
+        assert not gate.decide(replace(measured, **{name: missing}), asked).passed
+
+
+@given(
+    measured=MEASUREMENTS,
+    policy=POLICIES,
+    name=st.sampled_from(["artifact_perplexity", "first_token_seconds", "token_seconds"]),
+    more=st.floats(0, 100),
+)
+def test_more_of_what_is_bad_never_passes_where_less_fails(
+    measured: Measurements, policy: GatePolicy, name: str, more: float
+) -> None:
+    value = getattr(measured, name)
+    if value is not None and gate.decide(replace(measured, **{name: value + more}), policy).passed:
+        assert gate.decide(measured, policy).passed

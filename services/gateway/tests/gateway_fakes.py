@@ -386,6 +386,14 @@ class FakeCompressor(compressor_grpc.CompressorServiceServicer):
         found, token = self.compressions.page(request.parent, request)
         return compressor_pb2.ListCompressionsResponse(compressions=found, next_page_token=token)
 
+    async def GetCompressionReport(self, request: Any, context: Any) -> Any:
+        first = await self.compressions.get(request.name, context)
+        kin = [c for c in self.compressions.rows.values() if c.name != first.name]
+        same = [c for c in kin if request.whole_model or c.checkpoint == first.checkpoint]
+        return compressor_pb2.GetCompressionReportResponse(
+            compressions=[first, *same], plot=b"<svg/>" if request.with_plot else b""
+        )
+
     async def CancelCompression(self, request: Any, context: Any) -> Any:
         compression = await self.compressions.get(request.name, context)
         compression.state = lifecycle_pb2.WORK_STATE_CANCELLED
@@ -510,6 +518,16 @@ class FakeRegistry(registry_grpc.RegistryServiceServicer):
     async def ListRollouts(self, request: Any, context: Any) -> Any:
         found, token = self.rollouts.page(request.parent, request)
         return registry_pb2.ListRolloutsResponse(rollouts=found, next_page_token=token)
+
+    async def PauseRollout(self, request: Any, context: Any) -> Any:
+        rollout = await self.rollouts.get(request.name, context)
+        rollout.paused = True
+        return registry_pb2.PauseRolloutResponse(rollout=rollout)
+
+    async def ResumeRollout(self, request: Any, context: Any) -> Any:
+        rollout = await self.rollouts.get(request.name, context)
+        rollout.paused = False
+        return registry_pb2.ResumeRolloutResponse(rollout=rollout)
 
     async def PromoteRollout(self, request: Any, context: Any) -> Any:
         rollout = await self.rollouts.get(request.name, context)

@@ -64,6 +64,58 @@ def test_a_version_that_cannot_be_reached_is_passed_over(mesh: Mesh) -> None:
     assert answer.headers["x-millrace-version"] == "demo@2"
 
 
+def on_trial(mesh: Mesh, *endpoints: str, model: str = "demo", template: str = "") -> None:
+    """Version 2 gets nearly all requests, beside the champion."""
+    new = target(mesh, 2, 0.99, *endpoints)
+    new.chat_template = template or new.chat_template
+    route = registry_pb2.Route(
+        tenant="default",
+        model=model,
+        triton_model="default.demo",
+        targets=[target(mesh, 1, 0.01), new],
+        aliases={"champion": 1},
+    )
+    mesh.serve_routes([route])
+
+
+def failures_of(mesh: Mesh, model: str) -> dict[int, int]:
+    """By version, as the registry has heard."""
+    newest = mesh.registry.reports[-1].answers if mesh.registry.reports else []
+    return {each.version: each.failures for each in newest if each.model == model}
+
+
+def test_what_a_version_on_trial_fails_the_champion_answers(mesh: Mesh) -> None:
+    """Also when it has several endpoints; and a request for that version alone fails."""
+    on_trial(mesh, *(f"127.0.0.1:{free_port()}" for _ in range(3)))
+    for stream in (False, True):
+        answer = mesh.http().post("/v1/chat/completions", json={**CHAT, "stream": stream})
+        assert answer.status_code == 200
+    assert {request["version"] for request in mesh.triton.requests} == {"1"}
+    pinned = mesh.http().post("/v1/chat/completions", json={**CHAT, "model": "demo@2"})
+    assert pinned.status_code == 503
+
+
+@pytest.mark.parametrize(
+    ("model", "template"), [("broken", "{% for"), ("refusing", "{{ raise_exception('no') }}")]
+)
+def test_a_template_that_refuses_alone_is_the_versions_failure(
+    mesh: Mesh, model: str, template: str
+) -> None:
+    on_trial(mesh, model=model, template=template)
+    answer = mesh.http().post("/v1/chat/completions", json={**CHAT, "model": model})
+    assert answer.status_code == 200
+    assert [request["version"] for request in mesh.triton.requests] == ["1"]
+    wait_until(lambda: failures_of(mesh, model) == {1: 0, 2: 1}, 10, "the report")
+
+
+def test_what_both_templates_refuse_is_the_clients_mistake(mesh: Mesh) -> None:
+    on_trial(mesh)
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    answer = mesh.http().post("/v1/chat/completions", json={**CHAT, "tools": tools})
+    assert answer.status_code == 400
+    assert not mesh.triton.requests
+
+
 def test_a_stale_route_is_asked_again_once_it_is_fresh(mesh: Mesh) -> None:
     """The version was unloaded; the table that says so comes while the request waits."""
     mesh.triton.answer = Answer([], failure=(grpc.StatusCode.UNAVAILABLE, "not ready"))

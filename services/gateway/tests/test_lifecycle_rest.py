@@ -7,6 +7,7 @@ import pytest
 from gateway_fakes import DIGEST
 from gateway_mesh import Mesh
 
+from millrace.compressor.v1 import service_pb2 as compressor_pb2
 from millrace.data.v1 import service_pb2 as data_pb2
 from millrace.lifecycle.v1 import lifecycle_pb2
 from millrace.trainer.v1 import service_pb2 as trainer_pb2
@@ -190,6 +191,40 @@ def test_compressions(mesh: Mesh, client: httpx.Client) -> None:
     assert refused(client.post("/v1/compressions", json=wrong)) == "checkpoint"
     other = mesh.http(mesh.other_secret).post("/v1/compressions", json=body)
     assert other.status_code == 404
+
+
+def test_a_report_of_a_compression(mesh: Mesh, client: httpx.Client) -> None:
+    a_checkpoint(mesh)
+    body = {"checkpoint": "runs/run-1/checkpoints/ckpt-1", "target": "openvino_int8"}
+    made, other = (ok(client.post("/v1/compressions", json=body)) for _ in range(2))
+    stored = mesh.compressor.compressions.rows[f"tenants/default/compressions/{made['id']}"]
+    stored.measurements.CopyFrom(
+        compressor_pb2.Measurements(
+            original_perplexity=20.0,
+            artifact_perplexity=20.5,
+            artifact_loads=[{"streams": 16, "tokens_per_second": 2400.0}],
+            calibration={
+                "source": "CALIBRATION_SOURCE_OWN",
+                "windows": 64,
+                "other": {"source": "CALIBRATION_SOURCE_GENERIC", "artifact_perplexity": 21.0},
+            },
+        )
+    )
+    path = f"/v1/compressions/{made['id']}/report"
+    report = ok(client.get(path))
+    rows = {row["name"]: row for row in report["rows"]}
+    assert (rows["perplexity"]["original"], rows["perplexity"]["artifact"]) == (20.0, 20.5)
+    assert rows["speed, 16 streams"]["artifact"] == 2400.0
+    assert rows["speed, 16 streams"]["original"] is None, "not measured is no number"
+    record = report["compression"]["measurements"]["calibration"]
+    assert (record["source"], record["windows"], record["note"]) == ("own", 64, None)
+    assert (record["other"]["source"], record["other"]["artifact_perplexity"]) == ("generic", 21.0)
+    assert [each["id"] for each in report["others"]] == [other["id"]]
+    plot = client.get(f"{path}.svg", params={"of": "model"})
+    assert (plot.content, plot.headers["content-type"]) == (b"<svg/>", "image/svg+xml")
+    assert refused(client.get(path, params={"of": "galaxy"})) == "of"
+    for hidden in (path, f"{path}.svg"):
+        assert mesh.http(mesh.other_secret).get(hidden).status_code == 404
 
 
 def test_versions(mesh: Mesh, client: httpx.Client) -> None:

@@ -16,6 +16,7 @@ from millrace_gateway.route import (
     available,
     candidates,
     choose,
+    side,
 )
 from millrace_gateway.wishes import Wish
 from millrace_runtime.errors import InvalidArgument, NotFound, Unavailable
@@ -229,3 +230,19 @@ def test_a_model_may_have_a_name_that_looks_like_a_step() -> None:
     table = RouteTable()
     table.replace(1, [Route("t", "demo:ckpt-step-1", "t.d", targets_of([1]))])
     assert table.find("t", "demo:ckpt-step-1")[1] == ""
+
+
+@given(st.text(max_size=20), st.text(max_size=20))
+def test_a_user_is_always_on_the_same_side(tenant: str, user: str) -> None:
+    place = side("rollout-1", tenant, user)
+    assert 0 <= place < 1
+    assert place == side("rollout-1", tenant, user)
+
+
+def test_another_test_splits_the_users_anew() -> None:
+    users = [str(number) for number in range(2000)]
+    first = [side("rollout-1", "acme", user) < 0.3 for user in users]
+    second = [side("rollout-2", "acme", user) < 0.3 for user in users]
+    # 2000 draws at 0.3: mean 600, standard deviation 20.5; both, independently: 180, 12.8.
+    assert 500 < sum(first) < 700
+    assert 110 < sum(a and b for a, b in zip(first, second, strict=True)) < 250

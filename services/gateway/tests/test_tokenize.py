@@ -10,8 +10,7 @@ from gateway_mesh import Mesh
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from tokenizers.trainers import BpeTrainer
 
-from millrace_gateway import chat_template
-from millrace_runtime import manifest
+from millrace_runtime import chat_template, manifest
 
 END, START = "<|im_end|>", "<|im_start|>"
 CONFIGURATION = {

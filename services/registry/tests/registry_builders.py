@@ -45,6 +45,8 @@ class FakeTriton:
         self.asked: list[Key] = []
         self.shifts: dict[Key, float] = {}
         self.unscored: set[Key] = set()
+        self.answer_tokens: dict[Key, int] = {}
+        self.scored: list[Key] = []
         self.loads = 0
         self.on_index: Callable[[], None] = lambda: None
 
@@ -84,10 +86,16 @@ class FakeTriton:
     def score(self, model: str, version: int, token_ids: Sequence[int]) -> Scores:
         if (model, version) in self.silent | self.unscored:
             raise NotScored("it does not answer")
+        self.scored.append((model, version))
         return [-1.0 - self.shifts.get((model, version), 0.0)] * (len(token_ids) - 1)
 
     def score_last(self, model: str, version: int, token_ids: Sequence[int]) -> float | None:
         return self.score(model, version, token_ids)[-1]
+
+    def answer(self, model: str, version: int, token_ids: Sequence[int], limit: int) -> int:
+        if (model, version) in self.silent | self.unscored:
+            raise NotScored("it does not answer")
+        return min(limit, self.answer_tokens.get((model, version), limit))
 
     def ready(self) -> set[Key]:
         return {key for key, loaded in self.loaded.items() if loaded.state == "READY"}
@@ -177,7 +185,12 @@ class World:
             now=self.clock,
         )
 
-    def artifact(self, name: str, parity: Report | None = None) -> Content:
+    def artifact(
+        self,
+        name: str,
+        parity: Report | None = None,
+        write: Callable[[Path], None] = lambda folder: None,
+    ) -> Content:
         """A committed artifact with the files that the registry reads."""
         target = self.content.working_path(f"artifacts/{name}")
         temporary = manifest.temporary_sibling(target)
@@ -187,6 +200,7 @@ class World:
         (temporary / "weights.bin").write_text(name)
         if parity is not None:
             parity.write(temporary)
+        write(temporary)
         digest = manifest.commit(temporary, target, "artifact", {})
         self.artifacts[name] = Content(self.content.publish(target), digest, 100)
         return self.artifacts[name]

@@ -11,7 +11,6 @@ from alembic.migration import MigrationContext
 from registry_builders import World
 
 from millrace_registry.domain import (
-    Canary,
     Deployment,
     LineageEdge,
     LineageNode,
@@ -21,6 +20,7 @@ from millrace_registry.domain import (
     VersionState,
 )
 from millrace_registry.schema import METADATA
+from millrace_registry.strategies import Canary
 from millrace_runtime.database import Database
 from millrace_runtime.errors import (
     Aborted,

@@ -11,14 +11,14 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from millrace.registry.v1 import events_pb2
 from millrace_registry.domain import (
-    Canary,
-    Immediate,
     LineageNode,
     QueuePolicy,
     Serving,
-    Traffic,
     VersionState,
 )
+from millrace_registry.rollout import EnterStep
+from millrace_registry.strategies import Canary, Immediate, Stage
+from millrace_registry.traffic import Seen, Traffic
 from millrace_registry.transitions import RolloutChanged
 from millrace_runtime.content import ContentStore
 from millrace_runtime.database import Database
@@ -101,15 +101,15 @@ def test_without_traffic_it_asks_its_own_questions(world: World) -> None:
     rollout = world.catalogue.rollouts("acme", "demo", "", 1)[0]
     assert rollout.requests >= 8
     assert rollout.failures == 0
-    assert "8 of 8 requests answered" in rollout.reason
+    assert "0 of 8 (0.0%) of its requests failed" in rollout.reason
 
 
 def test_what_gateways_saw_fail_is_reversed(world: World) -> None:
     world.serve(1)
     world.finish(2)
     world.look(3)
-    world.control.report_traffic("gateway-1", [("acme", "demo", 2, Traffic(20, 10))])
-    world.look(2)
+    world.control.report_traffic("gateway-1", [("acme", "demo", 2, Traffic(20, 15))])
+    world.look(4)
     assert world.shares() == {1: 1.0}
     assert world.rollout_states() == ["SETTLED", "REVERSED"]
     assert "reversed: " in world.version(2).state_reason
@@ -286,10 +286,10 @@ def test_a_user_who_ends_a_rollout_amid_a_look_is_not_overruled(world: World) ->
     (stale,) = world.control.desired(world.clock())[0].rollouts
     world.app.reverse("acme", stale.id, "it is rude")
     for write in (
-        lambda: world.control.enter_step(stale, 0, 0.5, Traffic(), Traffic()),
-        lambda: world.control.settle(stale, Traffic(), "fine"),
-        lambda: world.control.reverse(stale, Traffic(), "no"),
-        lambda: world.control.count(stale, Traffic(1, 0)),
+        lambda: world.control.enter_step(stale, EnterStep(0, 0.5), Stage(), Seen()),
+        lambda: world.control.settle(stale, Seen(), "fine"),
+        lambda: world.control.reverse(stale, Seen(), "no"),
+        lambda: world.control.count(stale, Seen(new=Traffic(1, 0))),
     ):
         with pytest.raises(RolloutChanged):
             write()

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from millrace_registry import rollout as rules
-from millrace_registry.domain import Canary, Immediate, Rollout, RolloutState, Strategy, Traffic
+from millrace_registry.domain import Rollout, RolloutState
 from millrace_registry.rollout import EnterStep, Load, Observed, Reverse, Settle, Supersede, Wait
+from millrace_registry.strategies import Canary, Immediate, Strategy
+from millrace_registry.traffic import Traffic
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
 CANARY = Canary(steps=(0.1, 0.5), bake_seconds=3, minimum_requests=8)
@@ -34,7 +36,7 @@ def rollout(state: RolloutState, **changes: object) -> Rollout:
 
 
 def act(state: RolloutState, strategy: Strategy = CANARY, **observed: object) -> rules.Action:
-    at = {"now": START + timedelta(seconds=10), **observed}
+    at = {"now": START + timedelta(seconds=10), "is_ready": state.is_judged, **observed}
     return rules.next_action(rollout(state), strategy, Observed(**at))
 
 
@@ -72,17 +74,19 @@ def test_no_data_is_never_a_pass(requests: int) -> None:
 
 
 def test_more_errors_than_before_reverse_it_with_the_figures() -> None:
-    action = act(RolloutState.CANARY, new=Traffic(10, 2), old=Traffic(100, 1))
-    assert action == Reverse("2 of 10 requests failed (20.0%; before it 1.0%)")
+    action = act(RolloutState.CANARY, new=Traffic(10, 7), old=Traffic(100, 1))
+    figures = "7 of 10 (70.0%) of its requests failed, of the old version's 1 of 100 (1.0%)"
+    assert action == Reverse(figures)
+    assert act(RolloutState.CANARY, new=Traffic(10, 1), old=Traffic(100, 1)) == Wait()
     assert act(RolloutState.CANARY, new=Traffic(100, 5), old=Traffic(100, 3)) == EnterStep(1, 0.5)
 
 
 def test_a_good_step_bakes_before_the_next() -> None:
     good, early = Traffic(50), START + timedelta(seconds=1)
-    assert act(RolloutState.CANARY, new=good, now=early) == Wait()
-    assert act(RolloutState.CANARY, new=good) == EnterStep(1, 0.5)
+    assert act(RolloutState.CANARY, new=good, old=good, now=early) == Wait()
+    assert act(RolloutState.CANARY, new=good, old=good) == EnterStep(1, 0.5)
     last = rollout(RolloutState.CANARY, step=1)
-    at = Observed(now=START + timedelta(seconds=10), new=good)
+    at = Observed(now=START + timedelta(seconds=10), is_ready=True, new=good, old=good)
     assert isinstance(rules.next_action(last, CANARY, at), Settle)
 
 

@@ -109,3 +109,24 @@ def test_the_command_writes_a_repository(
     (tmp_path / "artifact" / "model.safetensors").unlink()
     assert command.main(asked) == 1
     assert "no weights" in capsys.readouterr().err
+
+
+def test_a_quantised_artifact_is_told_to_be_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = {"quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": ["lm_head"]}
+    shape = {"max_position_embeddings": 256, "quantization_config": said}
+    artifact = tmp_path / "artifact"
+    artifact.mkdir()
+    (artifact / "model.safetensors").touch()
+    (artifact / "config.json").write_text(json.dumps(shape))
+    asked = ["vllm", "--name", "demo", "--version", "1", "--output", str(tmp_path / "models")]
+    asked += ["--artifact", str(artifact)]
+    assert command.main(asked) == 0
+    told = json.loads((tmp_path / "models/demo/1/model.json").read_text())
+    assert told["quantization"] == "compressed-tensors"
+    assert (told["dtype"], told["model"]) == ("auto", str(artifact))
+    said["quant_method"] = "made-up"
+    (artifact / "config.json").write_text(json.dumps(shape))
+    assert command.main(asked) == 1
+    assert "quantization" in capsys.readouterr().err

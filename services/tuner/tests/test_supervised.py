@@ -168,6 +168,19 @@ def test_the_heldout_stream_is_of_examples_and_of_none_that_was_trained_on(
     assert set(documents) <= rendered
 
 
+def test_what_calibrates_was_trained_on_and_judges_nothing(finished: Finished) -> None:
+    checkpoint = Path(finished.result["checkpoint_path"])
+    calibrating, judging = (
+        set(tokenizer().decode(np.load(checkpoint / name).tolist()).split("<|endoftext|>")[:-1])
+        for name in ("calibration/train-00000.npy", "evaluation/heldout-00000.npy")
+    )
+    rendered = {
+        tokenizer().apply_chat_template(example["messages"], tokenize=False)
+        for example in conversations(EXAMPLES)
+    }
+    assert calibrating == rendered - judging
+
+
 def test_metrics_have_a_line_a_step_and_one_a_validation(finished: Finished) -> None:
     text = Path(finished.result["metrics_path"]).read_text()
     lines = [json.loads(line) for line in text.splitlines()]

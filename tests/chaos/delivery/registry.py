@@ -109,6 +109,9 @@ class Triton:
     def score_last(self, model: str, version: int, token_ids: Sequence[int]) -> float | None:
         raise NotScored("no version here has anything to compare with")
 
+    def answer(self, model: str, version: int, token_ids: Sequence[int], limit: int) -> int:
+        raise NotScored("no version here has anything to compare with")
+
 
 class Compressor:
     """The compressor's ``ListCompressions``, newest first."""

@@ -143,6 +143,12 @@ class Millrace:
         with self._stream("GET", f"/v1/models/{model}/card") as response:
             return response.read().decode()
 
+    def compression_plot(self, compression: str, of: str) -> bytes:
+        """What was measured of a compression and of its like, as SVG."""
+        path = f"/v1/compressions/{compression}/report.svg"
+        with self._stream("GET", path, params={"of": of}) as response:
+            return response.read()
+
     def download(self, file_id: str, target: IO[bytes]) -> None:
         """Copy a file's bytes to ``target``, which has a part of them when this raises."""
         with self._stream("GET", f"/v1/files/{file_id}/content") as response:

@@ -113,6 +113,7 @@ for _panel, _commands in _COMMANDS.items():
 app.add_typer(models.app, name="models", rich_help_panel="Talk")
 for _name, _group in _GROUPS.items():
     app.add_typer(_group, name=_name, rich_help_panel="Lifecycle", no_args_is_help=True)
+app.add_typer(rollouts.app, name="rollout", hidden=True)  # as people say of one
 
 
 def main() -> None:

@@ -88,6 +88,8 @@ FACTS: tuple[Fact, ...] = (
     Fact("version.quarantined", "registry", registry.VersionQuarantined),
     Fact("rollout.started", "registry", registry.RolloutStarted),
     Fact("rollout.advanced", "registry", registry.RolloutAdvanced),
+    Fact("rollout.paused", "registry", registry.RolloutPaused),
+    Fact("rollout.resumed", "registry", registry.RolloutResumed),
     Fact("rollout.settled", "registry", registry.RolloutSettled, consumers=("tuner",)),
     Fact("rollout.reversed", "registry", registry.RolloutReversed, consumers=("tuner",)),
     Fact("key.created", "gateway", gateway.KeyCreated),

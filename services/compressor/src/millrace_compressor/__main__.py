@@ -9,8 +9,8 @@ from millrace_compressor.events import FactRecorder, subscriptions
 from millrace_compressor.schema import OUTBOX
 from millrace_compressor.settings import CompressorSettings
 from millrace_compressor.store import CompressionStore
-from millrace_compressor.upstream import FinishedCheckpoints, RegistryDeployments
-from millrace_runtime import hosting, owner
+from millrace_compressor.upstream import neighbours
+from millrace_runtime import hosting, owner, standby
 from millrace_runtime.bus import Consumer
 from millrace_runtime.content import ContentStore
 from millrace_runtime.database import migrate, open_database
@@ -18,7 +18,6 @@ from millrace_runtime.hosting import Service
 from millrace_runtime.outbox import Outbox
 from millrace_runtime.relay import Relay
 from millrace_runtime.settings import from_command_line
-from millrace_runtime.standby import Standby
 from millrace_runtime.work import Worker
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -37,6 +36,7 @@ def build(settings: CompressorSettings) -> Service:
         owner=owner.this_process(),
         lease_seconds=settings.lease_seconds,
     )
+    registry, checkpoints, recoveries = neighbours(settings, token)
     runner = CompressionRunner(
         store,
         ContentStore(settings.data_root, settings.scratch_directory / "cache"),
@@ -44,7 +44,10 @@ def build(settings: CompressorSettings) -> Service:
         threads=settings.threads,
         evaluation_tokens=settings.evaluation_tokens,
         ring=relay.ring,
-        run_job=Standby(JOB_MODULE).run_job,
+        llm_compressor_python=settings.llm_compressor_python,
+        recoveries=recoveries,
+        recovery_tokens=settings.recovery_tokens,
+        run_job=standby.Standby(JOB_MODULE).run_job,
     )
     workers = [
         Worker(f"worker-{number}", store, runner.perform, settings.lease_seconds)
@@ -56,10 +59,7 @@ def build(settings: CompressorSettings) -> Service:
             worker.ring()
 
     app = CompressorApp(
-        store,
-        RegistryDeployments.at(settings.registry_address, token),
-        FinishedCheckpoints.at(settings.trainer_address, settings.tuner_address, token),
-        ring_workers=ring_workers,
+        store, registry, checkpoints, ring_workers=ring_workers, recoveries=recoveries
     )
     return Service(
         name="compressor",

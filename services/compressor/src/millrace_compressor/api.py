@@ -4,7 +4,7 @@ import grpc
 
 from millrace.compressor.v1 import service_pb2 as pb
 from millrace.compressor.v1 import service_pb2_grpc
-from millrace_compressor import convert
+from millrace_compressor import convert, plot
 from millrace_compressor.app import CompressorApp
 from millrace_runtime import names
 
@@ -49,3 +49,13 @@ class CompressorServicer(service_pb2_grpc.CompressorServiceServicer):
     ) -> pb.CancelCompressionResponse:
         compression = self._app.cancel(*convert.compression_key(request.name))
         return pb.CancelCompressionResponse(compression=convert.compression_to_proto(compression))
+
+    def GetCompressionReport(
+        self, request: pb.GetCompressionReportRequest, context: grpc.ServicerContext
+    ) -> pb.GetCompressionReportResponse:
+        tenant, id = convert.compression_key(request.name)
+        found = self._app.report(tenant, id, whole_model=request.whole_model)
+        return pb.GetCompressionReportResponse(
+            compressions=[convert.compression_to_proto(compression) for compression in found],
+            plot=plot.svg(found) if request.with_plot else b"",
+        )

@@ -1,15 +1,21 @@
 """Use cases: what follows from a finished checkpoint, and what a person may ask for."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
 from prometheus_client import Gauge
 
-from millrace_compressor import targets
+from millrace_compressor import recovery, targets
 from millrace_compressor.domain import Checkpoint, Compression, GatePolicy, Order, State, Target
+from millrace_compressor.recovery import Recovery
 from millrace_runtime import paging
-from millrace_runtime.errors import NotFound
+from millrace_runtime.errors import MillraceError, NotFound
+
+LOG = logging.getLogger(__name__)
+
+_REPORTED = 200  # compressions of a model that are looked at for one report
 
 _COUNT = Gauge("millrace_compression_work_count", "Compressions, by state.", ["state"])
 
@@ -58,6 +64,18 @@ class Wanted(Protocol):
     def recipe(self) -> Mapping[str, Any]: ...
 
 
+class Recoveries(Protocol):
+    """Tuning jobs that recover what was pruned (``recovery.TunerRecoveries``)."""
+
+    def unfinished(self) -> Iterable[Recovery]:
+        """Those that are still to be done. Raises MillraceError: the tuner does not answer."""
+        ...
+
+    def cancel(self, found: Recovery) -> None:
+        """Raises MillraceError: the tuner does not answer."""
+        ...
+
+
 class CompressorApp:
     """``ring`` publishes facts; ``ring_workers`` wake the workers. Both only speed things up."""
 
@@ -68,11 +86,13 @@ class CompressorApp:
         checkpoints: Checkpoints,
         *,
         ring_workers: Callable[[], None],
+        recoveries: Recoveries | None = None,
     ) -> None:
         self._compressions = compressions
         self._deployments = deployments
         self._checkpoints = checkpoints
         self._ring_workers = ring_workers
+        self._recoveries = recoveries
 
     def checkpoint_finished(self, tenant: str, checkpoint: Checkpoint, time: datetime) -> None:
         """Order what the deployments of the checkpoint's model want of it. Once is as often.
@@ -126,18 +146,52 @@ class CompressorApp:
         token = paging.encode_token(found[size - 1].id) if len(found) > size else ""
         return found[:size], token
 
+    def report(self, tenant: str, id: str, *, whole_model: bool) -> list[Compression]:
+        """A compression, and what else was measured of its checkpoint (or of its model), newest
+        first.
+
+        Raises:
+            NotFound: there is none in this tenant.
+        """
+        asked = self.get(tenant, id)
+        checkpoint = asked.order.checkpoint
+        others = [
+            compression
+            for compression in self._compressions.page(tenant, checkpoint.model, "", _REPORTED)
+            if compression.measurements is not None
+            and compression.id != id
+            and (whole_model or compression.order.checkpoint.name == checkpoint.name)
+        ]
+        return [asked, *others]
+
     def cancel(self, tenant: str, id: str) -> Compression:
         """
         Raises:
             NotFound: there is none in this tenant.
         """
-        return _found(self._compressions.cancel(tenant, id), id)
+        cancelled = _found(self._compressions.cancel(tenant, id), id)
+        if recovery.is_wanted(cancelled.order):
+            try:
+                self._cancel_recoveries()
+            except MillraceError as error:  # the reconciler will
+                LOG.warning("the recovery of %s is not cancelled yet: %s", id, error)
+        return cancelled
+
+    def _cancel_recoveries(self) -> None:
+        """Cancel each tuning job whose compression has ended without it."""
+        if self._recoveries is None:
+            return
+        for found in self._recoveries.unfinished():
+            compression = self._compressions.get(found.tenant, found.compression)
+            if compression is not None and compression.state.has_ended:
+                self._recoveries.cancel(found)
 
     def reconcile(self) -> None:
         """Consider every finished checkpoint that no fact has told of."""
         counts = self._compressions.count_by_state()
         for state in State:
             _COUNT.labels(state.value).set(counts.get(state.value, 0))
+        self._cancel_recoveries()
         # Oldest first, so that a newer one supersedes an older, as facts would have it.
         for tenant, checkpoint, time in reversed(list(self._checkpoints.all())):
             self.checkpoint_finished(tenant, checkpoint, time)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from prometheus_client import Histogram
 
-from millrace_compressor import gate
+from millrace_compressor import gate, recovery
 from millrace_compressor.domain import (
     MAXIMUM_ATTEMPTS,
     RETRIED_REASONS,
@@ -22,14 +22,31 @@ from millrace_compressor.domain import (
     Verdict,
     utc_now,
 )
+from millrace_compressor.recovery import Recovery, Student
 from millrace_compressor.rows import measurements_of
 from millrace_runtime import storage, telemetry, work
 from millrace_runtime.content import ContentOutsideRoot, ContentStore
+from millrace_runtime.errors import Unavailable
 from millrace_runtime.leases import Lease
 from millrace_runtime.manifest import ManifestError
-from millrace_runtime.work import JobFailure, JobOutcome, JobResult
+from millrace_runtime.work import JobFailure, JobOutcome, JobResult, JobStopped
 
 JOB_MODULE = "millrace_compressor.jobs.compress"
+PRUNE_MODULE = "millrace_compressor.jobs.prune"
+RECOVERY_WAIT = timedelta(seconds=3)
+"""Between two looks at a tuning job."""
+STUDENT = "student"
+_PRUNING = (
+    "compression_id",
+    "checkpoint_path",
+    "checkpoint_digest",
+    "evaluation_path",
+    "evaluation_digest",
+    "recipe",
+    "working_directory",
+    "threads",
+)
+"""What the job that prunes is told, of what the other is."""
 
 _SECONDS = Histogram(
     "millrace_compression_duration_seconds",
@@ -46,6 +63,8 @@ _LATENCY_SECONDS = Histogram(
 RunJob = Callable[
     [str, dict[str, Any], Path, Callable[[dict[str, Any]], None], threading.Event], JobOutcome
 ]
+Run = Callable[[str, dict[str, Any]], JobOutcome]
+"""Runs the job of a module, for the compression that is under way."""
 
 
 class CompressionCrashed(Exception):
@@ -59,10 +78,18 @@ class Runs(Protocol):
     def record_progress(self, lease: Lease, progress: Progress) -> None: ...
     def count_attempt(self, lease: Lease) -> int: ...
     def put_off(self, lease: Lease, failure: Failure, wait: timedelta) -> None: ...
+    def wait(self, lease: Lease, progress: Progress, wait: timedelta) -> None: ...
     def succeed(
         self, lease: Lease, artifact: Content, measurements: Measurements, verdict: Verdict
     ) -> Compression: ...
     def fail(self, lease: Lease, failure: Failure) -> Compression: ...
+
+
+class Recoveries(Protocol):
+    """Tuning jobs that recover what was pruned (``recovery.TunerRecoveries``)."""
+
+    def find(self, compression: Compression) -> Recovery | None: ...
+    def start(self, compression: Compression, student: Student) -> Recovery: ...
 
 
 class CompressionRunner:
@@ -77,6 +104,9 @@ class CompressionRunner:
         threads: int,
         evaluation_tokens: int,
         ring: Callable[[], None],
+        llm_compressor_python: Path | None = None,
+        recoveries: Recoveries | None = None,
+        recovery_tokens: int = 1_000_000,
         run_job: RunJob = work.run_job,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
@@ -85,7 +115,10 @@ class CompressionRunner:
         self._scratch = scratch
         self._threads = threads
         self._evaluation_tokens = evaluation_tokens
+        self._llm_compressor_python = llm_compressor_python
         self._ring = ring
+        self._recoveries = recoveries
+        self._recovery_tokens = recovery_tokens
         self._run_job = run_job
         self._now = now
 
@@ -98,7 +131,8 @@ class CompressionRunner:
         """
         compression = self._compressions.start(lease)
         assert compression.state == State.RUNNING
-        self._observe_latency(compression)
+        if compression.progress.phase != recovery.PHASE:  # it has started long ago
+            self._observe_latency(compression)
         started = self._now()
         attributes: dict[str, str | int | float | bool] = {
             "millrace.compression": compression.name,
@@ -133,7 +167,48 @@ class CompressionRunner:
             spec = self._spec(compression)
         except (ManifestError, ContentOutsideRoot, OSError) as error:
             return work.content_failure(error)
-        return self._run_job(JOB_MODULE, spec, self._scratch / compression.id, on_message, stop)
+
+        def run(module: str, spec: dict[str, Any]) -> JobOutcome:
+            return self._run_job(module, spec, self._scratch / compression.id, on_message, stop)
+
+        if recovery.is_wanted(compression.order):
+            found = self._recovered(lease, compression, spec, run)
+            if not isinstance(found, dict):
+                return found
+            spec |= found
+        return run(JOB_MODULE, spec)
+
+    def _recovered(
+        self, lease: Lease, compression: Compression, spec: dict[str, Any], run: Run
+    ) -> dict[str, Any] | JobOutcome:
+        """What a tuning job has made of the student, for ``spec``; or why it is not there yet."""
+        if self._recoveries is None:
+            return JobFailure("RECOVERY_UNAVAILABLE", "this compressor knows no tuner")
+        try:
+            found = self._recoveries.find(compression)
+            if found is None:
+                made = run(PRUNE_MODULE, self._prune_spec(spec))
+                if not isinstance(made, JobResult):
+                    return made
+                found = self._recoveries.start(compression, self._student(made.fields))
+        except Unavailable as error:
+            failure = Failure("TUNER_UNAVAILABLE", f"the tuner does not answer: {error}")
+            self._compressions.put_off(lease, failure, RECOVERY_WAIT)
+            return JobStopped()
+        if found.failure is not None:
+            return JobFailure(found.failure.reason, found.failure.message)
+        if found.checkpoint is None:
+            self._compressions.wait(lease, found.progress, RECOVERY_WAIT)
+            return JobStopped()
+        try:
+            path = self._content.directory(found.checkpoint.uri, found.checkpoint.digest)
+        except (ManifestError, ContentOutsideRoot, OSError) as error:
+            return work.content_failure(error)
+        return {
+            "recovered_path": str(path),
+            "recovered_digest": found.checkpoint.digest,
+            "recovery_job": found.job,
+        }
 
     def _spec(self, compression: Compression) -> dict[str, Any]:
         checkpoint = compression.order.checkpoint
@@ -149,12 +224,25 @@ class CompressionRunner:
             "gate": asdict(compression.order.gate),
             "artifact_path": str(self._content.working_path(f"artifacts/{compression.id}")),
             # On the artifact's own filesystem: it is committed by a rename.
-            "working_directory": str(
-                self._content.working_path(f"artifacts/.work-{compression.id}")
-            ),
+            "working_directory": str(self._content.working_path(_working(compression))),
+            "originals_directory": str(self._content.working_path("originals")),
             "threads": self._threads,
             "evaluation_tokens": self._evaluation_tokens,
+            "llm_compressor_python": _absolute(self._llm_compressor_python),
         }
+
+    def _prune_spec(self, spec: Mapping[str, Any]) -> dict[str, Any]:
+        taken = {name: spec[name] for name in _PRUNING}
+        return {
+            **taken,
+            "student_path": str(Path(spec["working_directory"]) / STUDENT),
+            "recovery_tokens": self._recovery_tokens,
+        }
+
+    def _student(self, made: Mapping[str, Any]) -> Student:
+        uri = self._content.publish(Path(made["student_path"]))
+        content = Content(uri, made["student_digest"], made["size_bytes"])
+        return Student(content, made["windows"])
 
     def _succeed(self, lease: Lease, compression: Compression, result: Mapping[str, Any]) -> None:
         uri = self._content.publish(Path(result["artifact_path"]))
@@ -162,6 +250,8 @@ class CompressionRunner:
         measurements = measurements_of(result["measurements"])
         verdict = gate.decide(measurements, compression.order.gate)
         self._compressions.succeed(lease, artifact, measurements, verdict)
+        if recovery.is_wanted(compression.order):
+            self._content.remove(_student_of(compression))
         self._ring()
 
     def _fail(self, lease: Lease, failure: Failure) -> None:
@@ -173,6 +263,20 @@ class CompressionRunner:
             raise CompressionCrashed(f"{lease.id}: {failure.reason}: {failure.message}")
         self._compressions.fail(lease, failure)
         self._ring()
+
+
+def _working(compression: Compression) -> str:
+    return f"artifacts/.work-{compression.id}"
+
+
+def _student_of(compression: Compression) -> str:
+    """Where a student lies in the store until the artifact is made of what it has learned."""
+    return f"{_working(compression)}/{STUDENT}"
+
+
+def _absolute(path: Path | None) -> str | None:
+    """As the service sees it: a job runs in another directory. Links stay, as environments' are."""
+    return None if path is None else str(path.absolute())
 
 
 def progress_of(message: Mapping[str, Any]) -> Progress:

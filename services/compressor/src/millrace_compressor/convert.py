@@ -142,7 +142,7 @@ def _finished(compression: Compression) -> events_pb2.ArtifactFinished:
     assert compression.artifact is not None
     assert compression.measurements is not None
     assert compression.verdict is not None
-    return events_pb2.ArtifactFinished(
+    fact = events_pb2.ArtifactFinished(
         compression=compression.name,
         checkpoint=_checkpoint_to_proto(compression.order.checkpoint),
         target=_TARGETS[compression.order.target],
@@ -151,6 +151,11 @@ def _finished(compression: Compression) -> events_pb2.ArtifactFinished:
         measurements=_measurements_to_proto(compression.measurements),
         verdict=_verdict_to_proto(compression.verdict),
     )
+    if compression.start_time is not None:
+        fact.start_time.CopyFrom(_timestamp(compression.start_time))
+    if compression.finish_time is not None:
+        fact.finish_time.CopyFrom(_timestamp(compression.finish_time))
+    return fact
 
 
 def _rejected(compression: Compression) -> events_pb2.CompressionRejected:

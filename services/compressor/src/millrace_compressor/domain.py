@@ -115,6 +115,7 @@ class Measurements:
 
     ``parity`` is None where there is nothing to compare with: a checkpoint without probes.
     ``weight_shares``: of the weights' elements, by the precision that the artifact keeps them in.
+    ``calibration`` is ``service.proto``'s CalibrationRecord as JSON; None: it was not calibrated.
     """
 
     original_perplexity: float | None = None
@@ -132,6 +133,10 @@ class Measurements:
     original_loads: tuple[Load, ...] = ()
     artifact_loads: tuple[Load, ...] = ()
     weight_shares: Mapping[str, float] = field(default_factory=dict)
+    original_memory_bytes: int | None = None
+    artifact_memory_bytes: int | None = None
+    original_load_seconds: float | None = None
+    calibration: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -204,6 +204,13 @@ class CompressionStore:
         with self._database.transaction() as connection:
             leases.put_off(connection, COMPRESSIONS, lease, self._now() + wait)
 
+    def wait(self, lease: Lease, progress: Progress, wait: timedelta) -> None:
+        """Let the compression wait for what others do for it. Ends the lease."""
+        with self._database.transaction() as connection:
+            told = leases.fenced(COMPRESSIONS, lease).values(progress=asdict(progress))
+            leases.require_held(connection.execute(told), lease)
+            leases.put_off(connection, COMPRESSIONS, lease, self._now() + wait)
+
     def succeed(
         self, lease: Lease, artifact: Content, measurements: Measurements, verdict: Verdict
     ) -> Compression:

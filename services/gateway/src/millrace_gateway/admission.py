@@ -195,6 +195,12 @@ class Admission:
         for endpoint in tuple(self.in_progress):  # where nobody is in, nobody waits
             self._give(endpoint)
 
+    def is_calm(self, endpoint: str, beside: int) -> bool:
+        """Whether nobody waits, and the lowest class could begin ``beside`` more and one there."""
+        if any(queue.length for queue in self._queues.values()):
+            return False
+        return self.in_progress.get(endpoint, 0) + beside < self._limits[Priority.LOW]
+
     def waiting(self, priority: Priority) -> int:
         return self._queues[priority].length
 

@@ -111,6 +111,7 @@ def answers(counts: AnswerCounts) -> registry_pb2.ReportAnswersRequest:
     return registry_pb2.ReportAnswersRequest(
         gateway=counts.life,
         answers=[registry_pb2.VersionAnswers(**asdict(version)) for version in counts.all()],
+        shadows=[registry_pb2.ShadowAnswers(**asdict(shadow)) for shadow in counts.shadows()],
     )
 
 
@@ -124,6 +125,7 @@ def _route(route: registry_pb2.Route) -> Route:
         aliases=dict(route.aliases),
         steps=dict(route.steps),
         queue_policy=_queue_policy(route.queue_policy),
+        split=route.split,
     )
 
 
@@ -143,4 +145,5 @@ def _target(target: registry_pb2.RouteTarget) -> Target:
         eos_token=target.eos_token,
         other_tokens=tuple(sorted(target.other_tokens.items())),
         traceparent=target.traceparent,
+        mirror_share=target.mirror_share,
     )

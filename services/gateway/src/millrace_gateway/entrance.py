@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from prometheus_client import Counter as CounterMetric
@@ -50,6 +50,7 @@ class Entrance:
             priority: patience_seconds.get(priority, wait_seconds) for priority in Priority
         }
         self._queued: Counter[str] = Counter()
+        self._make_room: Callable[[], None] = lambda: None
 
     @property
     def in_progress(self) -> Mapping[str, int]:
@@ -60,6 +61,14 @@ class Entrance:
         """Hold this gateway to its part of the places and queues; who is in stays."""
         self._gateways = gateways
         self._admission.change(self._capacity.part(gateways))
+
+    def on_waiting(self, make_room: Callable[[], None]) -> None:
+        """Have ``make_room`` called whenever somebody finds no place."""
+        self._make_room = make_room
+
+    def is_calm(self, endpoint: str, beside: int) -> bool:
+        """Whether there is room at ``endpoint`` for one that has no place, ``beside`` others."""
+        return self._admission.is_calm(endpoint, beside)
 
     def check(self, active: int, priority: Priority) -> None:
         """Refuse what is beyond the gateway's own maximum.
@@ -91,6 +100,7 @@ class Entrance:
         """
         if self._admission.enter(preferred, priority, key):
             return preferred
+        self._make_room()
         if route is None:
             return await self._wait(endpoints, priority, key, self._wait_seconds[priority])
         policy, model = route.queue_policy, route.triton_model

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -11,11 +11,12 @@ from opentelemetry import trace
 from opentelemetry.trace import Span, StatusCode
 from prometheus_client import Counter, Gauge, Histogram
 
-from millrace_gateway import route, spans
-from millrace_gateway.answers import AnswerCounts
+from millrace_gateway import deltas, route, spans
+from millrace_gateway.answers import Answer, AnswerCounts
 from millrace_gateway.deadline import OPEN, Deadline, Expiring, within
 from millrace_gateway.domain import Principal, Priority
 from millrace_gateway.limits import Limiter, Reservation, estimated_tokens, prompt_tokens
+from millrace_gateway.mirror import Asked, Mirror
 from millrace_gateway.placement import Guest, Place, Placement
 from millrace_gateway.route import Choice, Route, Target
 from millrace_gateway.triton import Delta, Engine, EngineFailed, EngineRequest
@@ -68,6 +69,7 @@ class Request:
         service_tier: "priority", "default", "auto" or "flex"; None is as "auto".
         is_part: one of several answers to a request of which the first was counted already.
         is_streamed: the client reads the answer as it comes.
+        user: whom it is for, as the client says; an A/B test keeps him on his side.
         deadline: until when the client waits.
     """
 
@@ -82,6 +84,7 @@ class Request:
     is_part: bool = False
     is_streamed: bool = False
     deadline: Deadline = OPEN
+    user: str = ""
 
 
 @dataclass
@@ -96,6 +99,7 @@ class Generation:
     _end: Callable[["Generation", str], None]
     reservation: Reservation | None = None
     first_token_seconds: float = 0.0
+    token_seconds: float | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
     finish_reason: str = ""
@@ -151,7 +155,7 @@ class Generation:
         if not self._ended:
             self._ended = True
             self._end(self, outcome)
-            await _close(self._rest)
+            await deltas.close(self._rest)
 
     def _count(self, delta: Delta) -> None:
         self.completion_tokens += delta.token_count
@@ -160,6 +164,10 @@ class Generation:
             self.prompt_tokens = delta.prompt_token_count
             if not self.request.is_streamed:  # then the first token did not come by itself
                 self.first_token_seconds = delta.first_token_seconds or self.first_token_seconds
+            if delta.total_seconds and self.completion_tokens > 1:
+                # By the engine's clock: a client that reads slowly is no fault of the version.
+                seconds = delta.total_seconds - delta.first_token_seconds
+                self.token_seconds = seconds / (self.completion_tokens - 1)
 
 
 class Generator:
@@ -170,18 +178,22 @@ class Generator:
         placement: Placement,
         engine: Engine,
         limiter: Limiter,
+        maximum_mirrored: int = 8,
     ) -> None:
         self.routes = placement.routes
         self.limiter = limiter
         self.answers = AnswerCounts()
         self.placement = placement
         self._engine = engine
+        self.mirror = Mirror(engine, placement.entrance, self.answers, maximum_mirrored)
 
     async def start(self, request: Request) -> Generation:
         """Ask for a completion and wait for its first token.
 
         When a version fails before its first token, the request is asked once more: of another
         endpoint or version if there is one, else after the route table had a moment to change.
+        One that is on trial beside the champion may fail it besides, or have a chat template that
+        refuses what the champion's takes: the champion answers.
 
         Raises:
             MillraceError: no such model, too many requests, or what the engine said.
@@ -237,20 +249,36 @@ class Generator:
             raise
 
     async def _attempt(self, request: Request, span: Span) -> Generation:
-        guest = Guest(request.tenant, request.model, _priority_of(request), _turn_of(request))
+        turn = _turn_of(request)
+        guest = Guest(request.tenant, request.model, _priority_of(request), turn, request.user)
         failed: set[Choice] = set()
+        is_last = False
         while True:
             place = await self.placement.enter(guest, failed)
             try:
                 return await self._ask(request, place, span)
             except EngineFailed as error:
-                span.add_event("attempt failed", {"endpoint": place.endpoint, "reason": str(error)})
-                self.answers.failed(place.route.tenant, place.route.model, place.version)
-                if failed:
+                self._note_failure(place, span, error)
+                is_on_trial = self.placement.incumbent(guest, place) is not None
+                if is_on_trial and place.choice not in failed:
+                    failed |= place.whole_version
+                    continue
+                if is_last:
                     raise Unavailable(
                         f"model {request.model!r} does not answer: {error}", reason="ENGINE_FAILED"
                     ) from error
                 failed.add(place.choice)
+                is_last = True
+            except MillraceError as error:
+                incumbent = self.placement.incumbent(guest, place)
+                if incumbent is None or not place.refuses_alone(request.make_prompt, incumbent):
+                    raise
+                self._note_failure(place, span, error)
+                failed |= place.whole_version
+
+    def _note_failure(self, place: Place, span: Span, error: Exception) -> None:
+        span.add_event("attempt failed", {"endpoint": place.endpoint, "reason": str(error)})
+        self.answers.failed(place.route.tenant, place.route.model, place.version)
 
     async def _ask(self, request: Request, place: Place, span: Span) -> Generation:
         """Wait for the first token; the place that was taken is kept only if it comes.
@@ -262,7 +290,10 @@ class Generator:
         started = time.perf_counter()
         try:
             rest = self._engine.generate(place.endpoint, _engine_request(request, place, span))
-            first = await _first(rest)
+            ask_of = functools.partial(_engine_request, request)
+            asked = Asked(request.operation, request.sampling, ask_of, span)
+            rest = self.mirror.follow(rest, place, asked)
+            first = await deltas.first_of(rest)
         except BaseException as error:
             self.placement.leave(place)
             if isinstance(error, EngineFailed):
@@ -299,13 +330,21 @@ class Generator:
     def _count(self, generation: Generation, outcome: str) -> None:
         """Tell how the version did; a client that left says nothing about it."""
         tenant, model = generation.route.tenant, generation.route.model
-        version, tokens = generation.target.version, generation.completion_tokens
+        version = generation.target.version
         if outcome == "ok":
-            seconds = generation.first_token_seconds
-            _FIRST_TOKEN.labels(model).observe(seconds)
-            self.answers.answered(tenant, model, version, tokens, seconds)
+            _FIRST_TOKEN.labels(model).observe(generation.first_token_seconds)
+            self.answers.answered(tenant, model, version, _answer(generation))
         elif outcome == "failed":
             self.answers.failed(tenant, model, version)
+
+
+def _answer(generation: Generation) -> Answer:
+    return Answer(
+        generation.completion_tokens,
+        generation.first_token_seconds,
+        generation.token_seconds,
+        generation.finish_reason,
+    )
 
 
 def _count_end(model: str, outcome: str) -> None:
@@ -357,25 +396,3 @@ def _engine_request(request: Request, place: Place, span: Span) -> EngineRequest
         traceparent=traceparent,
         is_plain=_PLAIN.issuperset(sampling),
     )
-
-
-async def _first(deltas: AsyncIterator[Delta]) -> Delta:
-    """The first delta; the iterator is closed when there is none.
-
-    Raises:
-        EngineFailed: the stream failed, or ended, before it began.
-    """
-    try:
-        first = await anext(deltas, None)
-        if first is None:
-            raise EngineFailed("the engine's stream ended before it began")
-        return first
-    except BaseException:
-        await _close(deltas)
-        raise
-
-
-async def _close(iterator: AsyncIterator[Delta]) -> None:
-    close: Callable[[], Awaitable[None]] | None = getattr(iterator, "aclose", None)
-    if close is not None:
-        await close()

@@ -16,7 +16,7 @@ from opentelemetry.trace import Span, SpanKind, StatusCode
 from prometheus_client import Counter, Gauge, Histogram
 
 from millrace_gateway import route, spans
-from millrace_gateway.answers import AnswerCounts
+from millrace_gateway.answers import Answer, AnswerCounts
 from millrace_gateway.deadline import DeadlineExceeded, seconds_to, within
 from millrace_gateway.domain import Principal
 from millrace_gateway.inference_engine import InferenceEngine, Terms
@@ -85,12 +85,16 @@ class _Progress:
     started_seconds: float = field(default_factory=time.perf_counter)
     asked_seconds: float = 0.0
     first_seconds: float | None = None
+    last_seconds: float = 0.0
+    responses: int = 0
     prompt_tokens: int = 0
     tokens: int = 0
 
     def heard(self, response: Any) -> None:
+        self.responses += 1
+        self.last_seconds = time.perf_counter() - self.asked_seconds
         if self.first_seconds is None:
-            self.first_seconds = time.perf_counter() - self.asked_seconds
+            self.first_seconds = self.last_seconds
         for output, raw in zip(response.outputs, response.raw_output_contents, strict=False):
             if output.name in _TOKEN_COUNTS and len(raw) == _COUNT.size:
                 count = _COUNT.unpack(raw)[0]
@@ -98,6 +102,14 @@ class _Progress:
                     self.tokens += count
                 else:
                     self.prompt_tokens = count
+
+    def answer(self) -> Answer:
+        """What was heard; without a stream all tokens come at once, and none has its own time."""
+        first, is_streamed = self.first_seconds or 0.0, self.responses > 1
+        token_seconds = None
+        if is_streamed and self.tokens > 1:
+            token_seconds = (self.last_seconds - first) / (self.tokens - 1)
+        return Answer(self.tokens, first, token_seconds, is_timed=is_streamed)
 
     def settle(self) -> None:
         if self.reservation is not None:
@@ -284,13 +296,8 @@ class Inference:
     def _note_success(self, place: Place, progress: _Progress) -> None:
         if progress.first_seconds is None:  # a decoupled model may answer with nothing
             self._placement.answered(place)
-        self._counts.answered(
-            place.route.tenant,
-            place.route.model,
-            place.version,
-            progress.tokens,
-            progress.first_seconds or 0.0,
-        )
+        found, answer = place.route, progress.answer()
+        self._counts.answered(found.tenant, found.model, place.version, answer)
 
     def _note_failure(self, place: Place, progress: _Progress, error: EngineFailed) -> None:
         progress.span.add_event(

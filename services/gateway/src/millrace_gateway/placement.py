@@ -13,8 +13,10 @@ from millrace_gateway.domain import Priority
 from millrace_gateway.entrance import Entrance
 from millrace_gateway.health import Health
 from millrace_gateway.route import Choice, Route, RouteTable, Target
+from millrace_runtime.errors import MillraceError
 
 _ROUTE_CHANGE_SECONDS = 1.0
+_CHAMPION = "champion"  # the registry's alias of the version that serves
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,16 @@ class Place:
         return self.choice.endpoint
 
     @property
+    def whole_version(self) -> frozenset[Choice]:
+        """The version at all of its endpoints."""
+        target = self.choice.target
+        return frozenset(Choice(target, endpoint) for endpoint in target.endpoints)
+
+    def refuses_alone(self, make_prompt: Callable[[Target], object], incumbent: Target) -> bool:
+        """Whether its version has no prompt for a request, where ``incumbent`` has one."""
+        return not _has_prompt(make_prompt, self.target) and _has_prompt(make_prompt, incumbent)
+
+    @property
     def identity(self) -> tuple[str, int, str]:
         """Triton's model name, version and endpoint."""
         return self.route.triton_model, self.version, self.endpoint
@@ -50,12 +62,14 @@ class Guest:
     Attributes:
         model: as the client wrote it: ``demo``, ``demo@7``, ``demo@champion``.
         turn: among whom turns are taken: keys.
+        user: whom the request is for, where it says so.
     """
 
     tenant: str
     model: str
     priority: Priority
     turn: str
+    user: str = ""
 
 
 class Placement:
@@ -93,8 +107,12 @@ class Placement:
     def check_out(self) -> None:
         self.active -= 1
 
-    def choose(self, tenant: str, model: str, failed: Collection[Choice] = ()) -> Place | None:
+    def choose(
+        self, tenant: str, model: str, failed: Collection[Choice] = (), user: str = ""
+    ) -> Place | None:
         """A version by the route's shares, and an endpoint; None when everything has failed.
+
+        While users are split between versions, ``user`` decides, where it is said.
 
         Raises:
             MillraceError: there is no such model or version, or nothing of it serves.
@@ -102,16 +120,18 @@ class Placement:
         found, pinned = self.routes.find(tenant, model)
         choice = route.choose(
             route.candidates(found, pinned),
-            self._random_number(),
+            route.side(found.split, tenant, user)
+            if found.split and user
+            else self._random_number(),
             failed,
             self.entrance.in_progress,
             self._health.ejected(found.triton_model),
         )
         return None if choice is None else Place(found, choice)
 
-    def any(self, tenant: str, model: str) -> Place:
+    def any(self, tenant: str, model: str, user: str = "") -> Place:
         """As ``choose``, when nothing has failed."""
-        place = self.choose(tenant, model)
+        place = self.choose(tenant, model, user=user)
         assert place is not None, "there are candidates, and nothing is excluded"
         return place
 
@@ -125,16 +145,29 @@ class Placement:
             MillraceError: as ``choose``.
             ResourceExhausted: there is no place, and waiting would take, or took, too long.
         """
-        place = self.choose(guest.tenant, guest.model, failed)
+        user = guest.user or guest.turn
+        place = self.choose(guest.tenant, guest.model, failed, user)
         if place is None:
             await self.routes.wait_for_change(_ROUTE_CHANGE_SECONDS)
-            place, failed = self.any(guest.tenant, guest.model), ()
+            place, failed = self.any(guest.tenant, guest.model, user), ()
         ejected = self._health.ejected(place.route.triton_model)
         alike = route.available(place.target, failed, ejected)
         endpoint = await self.entrance.enter(
             place.endpoint, alike, guest.priority, guest.turn, place.route
         )
         return Place(place.route, Choice(place.target, endpoint), guest.turn)
+
+    def incumbent(self, guest: Guest, place: Place) -> Target | None:
+        """The champion, where ``place`` is of a version beside it that is on trial; None otherwise.
+
+        What a version on trial does wrong before its answer has begun, the champion makes good.
+        """
+        found, pinned = self.routes.find(guest.tenant, guest.model)
+        champion = found.aliases.get(_CHAMPION)
+        if place.version == champion:
+            return None
+        serving = route.candidates(found, pinned)
+        return next((target for target in serving if target.version == champion), None)
 
     def leave(self, place: Place) -> None:
         self.entrance.leave(place.endpoint, place.turn)
@@ -150,3 +183,11 @@ class Placement:
     def failed(self, place: Place) -> None:
         """It failed before it began to answer."""
         self._health.failed(*place.identity)
+
+
+def _has_prompt(make_prompt: Callable[[Target], object], target: Target) -> bool:
+    try:
+        make_prompt(target)
+    except MillraceError:
+        return False
+    return True

@@ -1,6 +1,7 @@
 """Which version answers a request, and where: the route table, and a pure choice from it."""
 
 import asyncio
+import hashlib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -44,6 +45,7 @@ class Target:
         chat_template: Jinja source; empty when the model has none.
         other_tokens: special tokens that the template may use, with their names.
         traceparent: of the rollout that brought the version; may be empty.
+        mirror_share: of the requests to the model, how many are copied to it.
     """
 
     version: int
@@ -56,6 +58,7 @@ class Target:
     eos_token: str = ""
     other_tokens: tuple[tuple[str, str], ...] = ()
     traceparent: str = ""
+    mirror_share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Route:
     """How one model is reached. The shares of its targets add up to 1 while it is served.
 
     ``steps``: of its checkpoints, each with the newest version made of it, loaded or not.
+    ``split``: while users are split between versions, what their side is drawn with.
     """
 
     tenant: str
@@ -73,6 +77,7 @@ class Route:
     aliases: Mapping[str, int] = field(default_factory=dict)
     steps: Mapping[int, int] = field(default_factory=dict)
     queue_policy: QueuePolicy = QueuePolicy()
+    split: str = ""
 
     def has_loaded(self, version: int) -> bool:
         return any(target.version == version and target.endpoints for target in self.targets)
@@ -162,6 +167,12 @@ def choose(
             return Choice(target, _least_loaded(endpoints, within, loads))
         place -= weight
     return None
+
+
+def side(split: str, tenant: str, user: str) -> float:
+    """Where a user stands in an A/B test: in [0, 1), always the same for one test."""
+    digest = hashlib.sha256(f"{split}/{tenant}/{user}".encode()).digest()
+    return int.from_bytes(digest[:6]) / 2**48
 
 
 def available(

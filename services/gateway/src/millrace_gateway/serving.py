@@ -92,7 +92,7 @@ async def serve(
     entrance = _entrance(settings)
     placement = Placement(routes, entrance, Health())
     limiter = Limiter(settings.key_limits())
-    generator = Generator(placement, engine, limiter)
+    generator = Generator(placement, engine, limiter, settings.maximum_mirrored)
     tensors = TritonInference(settings.generation_seconds, settings.engine_silence_seconds)
     content = ContentStore(settings.data_root, settings.scratch_directory / "cache")
     inference = Inference(placement, tensors, generator.answers, limiter)
@@ -144,7 +144,7 @@ async def serve(
     ending = asyncio.get_running_loop().call_later(
         settings.drain_seconds, engine.break_off, edge.restarting()
     )
-    await state.enter_graceful_shutdown()
+    await asyncio.gather(state.enter_graceful_shutdown(), generator.mirror.close())
     await asyncio.gather(rpc.stop(settings.drain_seconds), serving)
     ending.cancel()
     await _end(stopping, *background)

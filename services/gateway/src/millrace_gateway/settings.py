@@ -46,6 +46,12 @@ class GatewaySettings(ServiceSettings):
         description="completions in progress, waiting ones too, from which on more are refused "
         "(429), unless they are of high priority",
     )
+    maximum_mirrored: int = Field(
+        8,
+        ge=0,
+        description="copies of requests, to versions in the shadow, in progress; they are dropped "
+        "as soon as a request has to wait",
+    )
     endpoint_generations: int = Field(
         64,
         gt=0,

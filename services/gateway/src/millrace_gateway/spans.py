@@ -3,9 +3,11 @@
 Reference: https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind
 
 from millrace_gateway.route import Choice, Route
@@ -31,6 +33,18 @@ def start(identifier: str, operation: str, model: str, sampling: Mapping[str, ob
         attributes["gen_ai.request.stop_sequences"] = stop
     name = f"{operation} {model.partition('@')[0]}"
     return _TRACER.start_span(name, kind=SpanKind.CLIENT, attributes=attributes)
+
+
+@contextmanager
+def mirror(model: str, found: Route, choice: Choice, client: Span) -> Iterator[Span]:
+    """A span of a trace of its own, linked to the client's request that was copied."""
+    link = trace.Link(client.get_span_context(), {"millrace.link": "mirrored"})
+    root = Context()
+    with _TRACER.start_as_current_span(
+        f"mirror {model}", root, kind=SpanKind.CLIENT, links=[link]
+    ) as span:
+        describe_choice(span, found, choice)
+        yield span
 
 
 def describe_choice(span: Span, found: Route, choice: Choice) -> None:

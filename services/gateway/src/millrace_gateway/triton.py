@@ -65,6 +65,7 @@ class Delta:
         prompt_token_count: in the last one, 0 before.
         first_token_seconds: in the last one: when the first token was there, from the request's
             arrival at the engine.
+        total_seconds: in the last one: the same of the last token.
         logprobs: one entry a token, when asked for.
         prompt_logprobs: one entry a token of the prompt, in the last one, when asked for.
         embeddings: vectors by the index of their input, float32 as bytes, when asked for.
@@ -75,6 +76,7 @@ class Delta:
     finish_reason: str = ""
     prompt_token_count: int = 0
     first_token_seconds: float = 0.0
+    total_seconds: float = 0.0
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     embeddings: dict[int, bytes] = field(default_factory=dict)
@@ -88,6 +90,7 @@ def joined(deltas: Sequence[Delta]) -> Delta:
         finish_reason="".join(delta.finish_reason for delta in deltas),
         prompt_token_count=sum(delta.prompt_token_count for delta in deltas),
         first_token_seconds=sum(delta.first_token_seconds for delta in deltas),
+        total_seconds=sum(delta.total_seconds for delta in deltas),
         logprobs=list(chain.from_iterable(delta.logprobs for delta in deltas)),
         prompt_logprobs=list(chain.from_iterable(delta.prompt_logprobs for delta in deltas)),
         embeddings=dict(chain.from_iterable(delta.embeddings.items() for delta in deltas)),
@@ -165,7 +168,7 @@ def delta_of(response: Any) -> Delta:
         elif name == "prompt_token_count":
             delta.prompt_token_count = _COUNT.unpack(raw)[0]
         elif name == "timing":
-            delta.first_token_seconds = _first_token_seconds(raw[4:])
+            _add_timing(delta, raw[4:])
         elif name == "logprobs":
             delta.logprobs = orjson.loads(raw[4:])
         elif name == "prompt_logprobs":
@@ -198,12 +201,14 @@ def delta_of_parcel(parcel: dict[str, Any]) -> Delta:
     delta = Delta(parcel["text"], parcel["token_count"], parcel["finish_reason"])
     if delta.finish_reason:
         delta.prompt_token_count = parcel["prompt_token_count"]
-        delta.first_token_seconds = _first_token_seconds(parcel["timing"])
+        _add_timing(delta, parcel["timing"])
     return delta
 
 
-def _first_token_seconds(timing: bytes | str) -> float:
-    return float(orjson.loads(timing).get("first_token_seconds", 0.0))
+def _add_timing(delta: Delta, timing: bytes | str) -> None:
+    moments = orjson.loads(timing)
+    delta.first_token_seconds = float(moments.get("first_token_seconds", 0.0))
+    delta.total_seconds = float(moments.get("total_seconds", 0.0))
 
 
 def meaning(error: grpc.RpcError) -> Exception:

@@ -43,6 +43,7 @@ def build(settings: RegistrySettings) -> Service:
         content,
         ring=relay.ring,
         ring_controller=loop.ring,
+        engines=settings.engines,
         hold_rule=HoldRule(settings.held_versions, timedelta(seconds=settings.hold_seconds)),
     )
     return Service(

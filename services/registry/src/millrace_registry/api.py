@@ -10,7 +10,7 @@ from millrace.registry.v1 import service_pb2_grpc
 from millrace_registry import convert
 from millrace_registry.app import RegistryApp
 from millrace_registry.control_store import ControlStore
-from millrace_registry.domain import RequestKey, Traffic
+from millrace_registry.domain import RequestKey
 from millrace_runtime import idempotency, names
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["RegistryService"].full_name
@@ -152,6 +152,18 @@ class RegistryServicer(service_pb2_grpc.RegistryServiceServicer):
         rollouts = [convert.rollout_to_proto(rollout) for rollout in found]
         return pb.ListRolloutsResponse(rollouts=rollouts, next_page_token=token)
 
+    def PauseRollout(
+        self, request: pb.PauseRolloutRequest, context: grpc.ServicerContext
+    ) -> pb.PauseRolloutResponse:
+        rollout = self._app.pause(*convert.rollout_key(request.name), paused=True)
+        return pb.PauseRolloutResponse(rollout=convert.rollout_to_proto(rollout))
+
+    def ResumeRollout(
+        self, request: pb.ResumeRolloutRequest, context: grpc.ServicerContext
+    ) -> pb.ResumeRolloutResponse:
+        rollout = self._app.pause(*convert.rollout_key(request.name), paused=False)
+        return pb.ResumeRolloutResponse(rollout=convert.rollout_to_proto(rollout))
+
     def PromoteRollout(
         self, request: pb.PromoteRolloutRequest, context: grpc.ServicerContext
     ) -> pb.PromoteRolloutResponse:
@@ -180,11 +192,11 @@ class RegistryServicer(service_pb2_grpc.RegistryServiceServicer):
     def ReportAnswers(
         self, request: pb.ReportAnswersRequest, context: grpc.ServicerContext
     ) -> pb.ReportAnswersResponse:
-        counters = [
-            (seen.tenant, seen.model, seen.version, Traffic(seen.requests, seen.failures))
-            for seen in request.answers
-        ]
-        self._control.report_traffic(request.gateway, counters)
+        counters = [convert.traffic_from_proto(seen) for seen in request.answers]
+        compared = [convert.compared_from_proto(seen) for seen in request.shadows]
+        self._control.report_traffic(request.gateway, counters, compared)
+        counts = [convert.counts_from_proto(seen) for seen in request.answers]
+        self._control.evidence.report(request.gateway, counts)
         return pb.ReportAnswersResponse()
 
     def GetLineage(

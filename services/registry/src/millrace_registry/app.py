@@ -1,7 +1,7 @@
 """Use cases: what follows from a finished artifact, and what users ask for and about."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -10,7 +10,6 @@ from millrace_registry.catalogue import Catalogue, Lineage
 from millrace_registry.domain import (
     CHAMPION,
     EVERY,
-    Canary,
     Content,
     Deployment,
     HoldRule,
@@ -20,18 +19,14 @@ from millrace_registry.domain import (
     RequestKey,
     Rollout,
     RolloutState,
-    Strategy,
     Version,
     utc_now,
 )
+from millrace_registry.engine import HERE, unserved_reason
+from millrace_registry.strategy_rules import require_rising_steps
 from millrace_runtime import names, paging
 from millrace_runtime.content import ContentOutsideRoot, ContentStore
-from millrace_runtime.errors import (
-    FailedPrecondition,
-    InvalidArgument,
-    NotFound,
-    ResourceExhausted,
-)
+from millrace_runtime.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from millrace_runtime.manifest import ManifestError
 
 _OF_STEP = re.compile(r"(?P<model>.+):ckpt-step-(?P<step>[0-9]{1,18})")
@@ -50,9 +45,11 @@ class RegistryApp:
         ring: Callable[[], None],
         ring_controller: Callable[[], None],
         hold_rule: HoldRule = HoldRule(),
+        engines: Collection[str] = HERE,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._hold_rule = hold_rule
+        self._engines = engines
         self._catalogue = catalogue
         self._lineage = lineage
         self._content = content
@@ -72,6 +69,8 @@ class RegistryApp:
         base_model: str,
         traceparent: str,
         is_by_hand: bool = False,
+        compress_start_time: datetime | None = None,
+        compress_finish_time: datetime | None = None,
     ) -> None:
         """An artifact that passed its gate becomes a version, with a rollout to it. Once.
 
@@ -92,6 +91,9 @@ class RegistryApp:
             compression=compression,
             create_time=self._now(),
             traceparent=traceparent,
+            state_reason=unserved_reason(target, self._engines),
+            compress_start_time=compress_start_time,
+            compress_finish_time=compress_finish_time,
         )
         self._catalogue.register(version, base_model, self._damage(artifact), is_by_hand)
         self._ring()
@@ -280,7 +282,7 @@ class RegistryApp:
             AlreadyExists: the model has one, or the request id was used otherwise.
             InvalidArgument: a canary's steps do not rise.
         """
-        _require_rising_steps(deployment.strategy)
+        require_rising_steps(deployment.strategy)
         now = self._now()
         made = replace(deployment, id=names.new_id("deployment"), create_time=now, update_time=now)
         return self._catalogue.add_deployment(made, request)
@@ -313,7 +315,7 @@ class RegistryApp:
             InvalidArgument: a deployment stays with its model; a canary's steps do not rise.
             Aborted: it was changed meanwhile.
         """
-        _require_rising_steps(wanted.strategy)
+        require_rising_steps(wanted.strategy)
         found = self.deployment(wanted.tenant, wanted.id)
         if wanted.model != found.model:
             raise InvalidArgument(
@@ -347,11 +349,11 @@ class RegistryApp:
         return page, paging.encode_token(page[-1].id) if len(found) > count else ""
 
     def promote(self, tenant: str, id: str) -> Rollout:
-        """Settle a canary now, whatever it has still to show.
+        """Settle a rollout now, whatever it has still to show.
 
         Raises:
             NotFound
-            FailedPrecondition: it is no canary, or no longer.
+            FailedPrecondition: its version has not answered yet, or it has ended.
         """
         found = _found(self._catalogue.promote_rollout(tenant, id, "promoted by hand"), id)
         return self._changed(found, RolloutState.SETTLED, "promoted")
@@ -366,6 +368,17 @@ class RegistryApp:
         why = f"reversed by hand: {reason}" if reason else "reversed by hand"
         found = _found(self._catalogue.reverse_rollout(tenant, id, why), id)
         return self._changed(found, RolloutState.REVERSED, "reversed")
+
+    def pause(self, tenant: str, id: str, paused: bool) -> Rollout:
+        """Keep a rollout where it is, or let it go on; one that fails is reversed all the same.
+
+        Raises:
+            NotFound
+            FailedPrecondition: it has ended.
+        """
+        found = _found(self._catalogue.pause_rollout(tenant, id, paused), id)
+        state = RolloutState.PENDING if found.state.has_ended else found.state
+        return self._changed(found, state, "paused" if paused else "resumed")
 
     def _changed(self, rollout: Rollout, state: RolloutState, done: str) -> Rollout:
         if rollout.state != state:
@@ -382,11 +395,3 @@ def _found(rollout: Rollout | None, id: str) -> Rollout:
     if rollout is None:
         raise NotFound(f"there is no rollout {id}")
     return rollout
-
-
-def _require_rising_steps(strategy: Strategy) -> None:
-    if isinstance(strategy, Canary) and list(strategy.steps) != sorted(set(strategy.steps)):
-        raise InvalidArgument(
-            f"each step must be larger than the one before it, not {list(strategy.steps)}",
-            field="deployment.strategy.canary.steps",
-        )

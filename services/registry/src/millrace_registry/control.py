@@ -13,14 +13,13 @@ from datetime import datetime, timedelta
 
 from millrace_registry import rollout as rules
 from millrace_registry import served_parity
-from millrace_registry.control_metrics import READY, SETTLE_SECONDS
+from millrace_registry.collector import Collector
+from millrace_registry.control_metrics import READY, observe_duration
 from millrace_registry.control_store import ControlStore, Desired
 from millrace_registry.domain import (
-    Canary,
     Rollout,
     RolloutState,
     Route,
-    Traffic,
     Version,
     VersionState,
     triton_model_name,
@@ -30,6 +29,9 @@ from millrace_registry.guarded import GuardedRepository, GuardedTriton, ModelCon
 from millrace_registry.health import Asked, Health
 from millrace_registry.repository import ModelRepository, read_interface
 from millrace_registry.routing import route_of_model
+from millrace_registry.strategies import Stage
+from millrace_registry.taking_out import take_out
+from millrace_registry.traffic import Seen, Traffic
 from millrace_registry.transitions import RolloutChanged
 from millrace_registry.triton import Loaded, LoadFailed, TritonUnavailable
 from millrace_runtime import storage, telemetry
@@ -81,6 +83,7 @@ class Controller:
         self._monotonic = monotonic
         self._health: dict[Key, Health] = {}
         self._asked = Asked()
+        self._collector = Collector(store.evidence, self._triton, content, monotonic)
         self._watched_since: datetime | None = None
         self._looked_until: datetime | None = None
         self._tidied_at: float | None = None
@@ -126,7 +129,8 @@ class Controller:
         self._write_routes(wanted)
         self._knows_who_answers = True
         # What is taken out now, no route leads to.
-        self._take_out(wanted, index)
+        listed = {_name(desired): {v.number for v in desired.versions} for desired in wanted}
+        take_out(self._triton, self._repository, listed, index)
         self._tidy()
         READY.set(sum(1 for health in self._health.values() if health.answered_at))
 
@@ -157,18 +161,15 @@ class Controller:
         if self._tidied_at is None or now - self._tidied_at >= _TIDY_SECONDS:
             self._tidied_at = now
             self._store.forget_traffic(self._now() - _TRAFFIC_KEPT)
+            self._collector.tidy(self._now() - _TRAFFIC_KEPT)
 
     def _advance(self, desired: Desired, found: Rollout) -> bool:
         """Take a rollout's next step, if there is one; whether there was."""
-        traffic = self._store.traffic(found.tenant, found.model)
-        observed = self._observe(desired, found, traffic)
-        new, _ = rules.step_traffic(found, observed)
+        seen = self._seen(found)
+        observed = self._observe(desired, found, seen)
         action = rules.next_action(found, desired.deployment.strategy, observed)
         if isinstance(action, rules.Wait):
-            if found.state == RolloutState.CANARY and new != Traffic(
-                found.requests, found.failures
-            ):
-                self._store.count(found, new)
+            self._show(found, observed, seen.since(found.before))
             return False
         LOG.info("%s@%d: %s", found.model, found.to_version, action)
         with telemetry.span(
@@ -177,15 +178,32 @@ class Controller:
             attributes={"millrace.rollout": found.name, "millrace.reason": str(action)},
         ):
             try:
-                self._apply(desired, found, action, observed, new)
+                shown = self._collector.shown(found, observed.evidence)
+                self._apply(desired, shown, action, seen)
             except RolloutChanged as error:
                 LOG.info("nothing done: %s", error)
         self._ring()
         return True
 
-    def _observe(
-        self, desired: Desired, found: Rollout, traffic: Mapping[int, Traffic]
-    ) -> rules.Observed:
+    def _seen(self, found: Rollout) -> Seen:
+        """All that has been seen of a rollout's versions, whenever that was."""
+        traffic = self._store.traffic(found.tenant, found.model)
+        return Seen(
+            new=traffic.get(found.to_version, Traffic()),
+            old=traffic.get(found.from_version, Traffic()),
+            shadow=self._store.comparison(found),
+        )
+
+    def _show(self, found: Rollout, observed: rules.Observed, seen: Seen) -> None:
+        """Have users see what a rollout waits with."""
+        is_first_answer = found.state.is_active and observed.is_ready and found.ready_time is None
+        shown = self._collector.shown(found, observed.evidence)
+        is_new = (seen, shown.evidence) != (found.seen, found.evidence)
+        if is_first_answer or (found.state.is_judged and is_new):
+            with contextlib.suppress(RolloutChanged):
+                self._store.count(shown, seen)
+
+    def _observe(self, desired: Desired, found: Rollout, seen: Seen) -> rules.Observed:
         others = [other for other in desired.rollouts if other.id != found.id]
         health = self._health.get((_name(desired), found.to_version), Health())
         version = next((v for v in desired.versions if v.number == found.to_version), None)
@@ -201,10 +219,16 @@ class Controller:
             another_active=any(other.state.is_active for other in others),
             is_ready=bool(health.answered_at),
             load_error="it was quarantined" if gone else health.error,
-            mismatch=served_parity.mismatch_of(version) if version and health.answered_at else "",
-            new=traffic.get(found.to_version, Traffic()),
-            old=traffic.get(found.from_version, Traffic()),
+            mismatch=self._collector.mismatch(found, version) if health.answered_at else "",
+            new=seen.new,
+            old=seen.old,
             watched_since=self._watched_since,
+            evidence=self._collector.evidence(found, seen.since(found.before)),
+            alone=desired.model.serving_version == 0,
+            old_is_gone=not any(
+                v.number == found.from_version and v.state != VersionState.QUARANTINED
+                for v in desired.versions
+            ),
         )
 
     def _apply(
@@ -212,26 +236,23 @@ class Controller:
         desired: Desired,
         found: Rollout,
         action: rules.Action,
-        observed: rules.Observed,
-        new: Traffic,
+        seen: Seen,
     ) -> None:
+        in_step = seen.since(found.before)
         if isinstance(action, rules.Supersede):
             self._store.supersede(found)
         elif isinstance(action, rules.Load):
             self._health.pop((_name(desired), found.to_version), None)
             self._store.start_loading(found, desired.model.serving_version)
         elif isinstance(action, rules.EnterStep):
-            self._store.enter_step(found, action.step, action.share, observed.new, observed.old)
+            stage = rules.stage_of(desired.deployment.strategy, action.state) or Stage()
+            self._store.enter_step(self._collector.entering(found), action, stage, seen)
         elif isinstance(action, rules.Settle):
-            self._store.settle(found, new, action.reason)
-            self._observe_duration(found, "settled")
+            self._store.settle(found, in_step, action.reason)
+            observe_duration(found, "settled", self._now())
         elif isinstance(action, rules.Reverse):
-            self._store.reverse(found, new, action.reason)
-            self._observe_duration(found, "reversed")
-
-    def _observe_duration(self, found: Rollout, outcome: str) -> None:
-        began = found.step_time or found.create_time
-        SETTLE_SECONDS.labels(outcome).observe((self._now() - began).total_seconds())
+            self._store.reverse(found, in_step, action.reason)
+            observe_duration(found, "reversed", self._now())
 
     def _bring_in(self, desired: Desired, index: Mapping[Key, Loaded]) -> None:
         """Have Triton run the versions that are wanted, and let go of the others."""
@@ -306,24 +327,10 @@ class Controller:
                     health.retry_at = self._monotonic() + _RETRY_SECONDS
                     LOG.error("%s does not load: %s", version.name, health.error)
 
-    def _take_out(self, wanted: Sequence[Desired], index: Mapping[Key, Loaded]) -> None:
-        """Unload models that nobody wants, and remove folders that nothing runs from."""
-        busy = {key for key, loaded in index.items() if loaded.state != "UNAVAILABLE"}
-        listed = {_name(desired): {v.number for v in desired.versions} for desired in wanted}
-        for name in {*self._repository.models(), *(model for model, _ in busy)} - set(listed):
-            if any(model == name for model, _ in busy):
-                self._triton.unload(name)
-            else:
-                self._repository.remove_model(name)
-        for name, numbers in listed.items():
-            for number in self._repository.versions(name):
-                if number not in numbers and (name, number) not in busy:
-                    self._repository.remove_version(name, number)
-
     def _check(self, desired: Desired, index: Mapping[Key, Loaded]) -> None:
-        """Ask the versions that are loaded, those in a canary more often."""
+        """Ask the versions that are loaded, those that are judged more often."""
         name = _name(desired)
-        canaries = [r for r in desired.rollouts if r.state == RolloutState.CANARY]
+        judged = [r for r in desired.rollouts if r.state.is_judged]
         for version in desired.versions:
             loaded = index.get((name, version.number))
             if loaded is None or loaded.state != "READY":
@@ -334,26 +341,23 @@ class Controller:
             is_due = self._monotonic() - health.answered_at >= _CHECK_SECONDS
             if not health.answered_at or is_due:
                 self._ask(name, version, health)
-        for found in canaries:
+        for found in judged:
             self._supply_traffic(desired, found)
+        for found in desired.rollouts:
+            self._collector.ask(found, name, desired.versions, self._health)
 
     def _supply_traffic(self, desired: Desired, found: Rollout) -> None:
-        """Ask questions where traffic brings too few for the canary to be judged."""
-        strategy = desired.deployment.strategy
-        if not isinstance(strategy, Canary):  # changed meanwhile; it settles at the next look
+        """Ask questions where traffic brings too few for the two versions to be compared."""
+        stage = rules.stage_of(desired.deployment.strategy, found.state)
+        if stage is None:  # the deployment was changed; the rollout moves on at the next look
             return
-        now, began = self._now(), found.step_time or found.update_time
-        bake = max(strategy.bake_seconds, 0.1)
-        due = strategy.minimum_requests * min(1.0, (now - began).total_seconds() / bake)
-        traffic = self._store.traffic(found.tenant, found.model).get(found.to_version, Traffic())
-        compared = [
-            v for v in desired.versions if v.number in (found.to_version, found.from_version)
-        ]
-        for _ in range(int(due) - traffic.since(found.new_before).requests):
-            for version in compared:
-                key = (_name(desired), version.number)
-                health = self._health.setdefault(key, Health())
-                if not health.error:  # a silent engine costs a time-out each time
+        observed = self._observe(desired, found, self._seen(found))
+        new, old = rules.questions_missing(found, stage, observed)
+        for turn in range(max(new, old)):
+            for version in desired.versions:
+                missing = {found.to_version: new, found.from_version: old}.get(version.number, 0)
+                health = self._health.setdefault((_name(desired), version.number), Health())
+                if turn < missing and not health.error:  # a silent engine costs a time-out
                     self._ask(_name(desired), version, health)
 
     def _ask(self, name: str, version: Version, health: Health) -> None:

@@ -10,22 +10,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, delete, func, select
+from sqlalchemy import Connection, select
 
 from millrace.registry.v1 import events_pb2
+from millrace_registry import traffic_store
+from millrace_registry.control_metrics import observe_stages
 from millrace_registry.domain import (
+    UNENDED,
     Deployment,
     Interface,
     Model,
     Rollout,
     RolloutState,
     Route,
-    Traffic,
     Version,
     VersionState,
     utc_now,
 )
+from millrace_registry.evidence_store import EvidenceStore
 from millrace_registry.hold_store import held_now, is_held, steps_of
+from millrace_registry.rollout import EnterStep
 from millrace_registry.rows import (
     deployment_of,
     rollout_of,
@@ -38,9 +42,12 @@ from millrace_registry.schema import (
     DEPLOYMENTS,
     ROLLOUTS,
     ROUTES,
-    TRAFFIC,
     VERSIONS,
 )
+from millrace_registry.stages import read_stages
+from millrace_registry.strategies import Stage
+from millrace_registry.traffic import Comparison, Seen, Traffic
+from millrace_registry.traffic_store import Compared
 from millrace_registry.transitions import (
     RecordFact,
     move_rollout,
@@ -58,7 +65,6 @@ from millrace_runtime.database import Database
 from millrace_runtime.leases import Lease
 
 _LIVE = (VersionState.SERVING, VersionState.ROLLING_OUT)
-_ACTIVE = (RolloutState.PENDING, RolloutState.LOADING, RolloutState.CANARY)
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,7 @@ class ControlStore:
         self._duration = timedelta(seconds=lease_seconds)
         self._now = now
         self._lease: Lease | None = None
+        self.evidence = EvidenceStore(database, self._fenced, now)
 
     def require(self) -> None:
         """Keep the right to control the endpoint. May be called by several threads.
@@ -152,7 +159,7 @@ class ControlStore:
 
     def desired(self, retired_since: datetime) -> list[Desired]:
         """All models that anything is to be done about."""
-        active = ROLLOUTS.c.state.in_([state.value for state in _ACTIVE])
+        active = ROLLOUTS.c.state.in_(UNENDED)
         with self._database.transaction() as connection:
             rows = connection.execute(select(ROLLOUTS).where(active).order_by(ROLLOUTS.c.id))
             rollouts = [rollout_of(row) for row in rows]
@@ -204,45 +211,31 @@ class ControlStore:
 
     def traffic(self, tenant: str, model: str) -> dict[int, Traffic]:
         """What all gateways have seen of each version."""
-        sums = (func.sum(TRAFFIC.c.requests), func.sum(TRAFFIC.c.failures))
-        query = (
-            select(TRAFFIC.c.version, *sums)
-            .where(TRAFFIC.c.tenant == tenant, TRAFFIC.c.model == model)
-            .group_by(TRAFFIC.c.version)
-        )
         with self._database.transaction() as connection:
-            return {row[0]: Traffic(int(row[1]), int(row[2])) for row in connection.execute(query)}
+            return traffic_store.traffic_of(connection, tenant, model)
+
+    def comparison(self, rollout: Rollout) -> Comparison:
+        """What all gateways have compared of a rollout's two versions."""
+        versions = (rollout.from_version, rollout.to_version)
+        with self._database.transaction() as connection:
+            return traffic_store.comparison_of(connection, rollout.tenant, rollout.model, *versions)
 
     def report_traffic(
-        self, gateway: str, counters: Sequence[tuple[str, str, int, Traffic]]
+        self,
+        gateway: str,
+        counters: Sequence[tuple[str, str, int, Traffic]],
+        compared: Sequence[Compared] = (),
     ) -> None:
         """Take the counters of one life of one gateway: (tenant, model, version, traffic)."""
+        now = self._now()
         with self._database.transaction() as connection:
-            for tenant, model, version, traffic in counters:
-                keys = {"gateway": gateway, "tenant": tenant, "model": model, "version": version}
-                counts = {
-                    "requests": traffic.requests,
-                    "failures": traffic.failures,
-                    "update_time": self._now(),
-                }
-                statement = insert(connection, TRAFFIC).values(**keys, **counts)
-                connection.execute(
-                    statement.on_conflict_do_update(index_elements=list(keys), set_=counts)
-                )
+            traffic_store.write_traffic(connection, gateway, counters, now)
+            traffic_store.write_comparisons(connection, gateway, compared, now)
 
     def forget_traffic(self, before: datetime) -> None:
-        """Drop counters that nobody has reported since ``before``: of a life that has ended.
-
-        Those of models that are being rolled out stay, since a canary is judged by differences.
-        """
-        judged = select(ROLLOUTS.c.id).where(
-            ROLLOUTS.c.tenant == TRAFFIC.c.tenant,
-            ROLLOUTS.c.model == TRAFFIC.c.model,
-            ROLLOUTS.c.state.in_([state.value for state in _ACTIVE]),
-        )
-        is_old = TRAFFIC.c.update_time.is_(None) | (TRAFFIC.c.update_time < before)
+        """Drop what nobody has reported since ``before``, but of models being rolled out."""
         with self._fenced() as connection:
-            connection.execute(delete(TRAFFIC).where(is_old, ~judged.exists()))
+            traffic_store.forget(connection, before)
 
     def start_loading(self, rollout: Rollout, from_version: int) -> None:
         """The rollout's turn has come."""
@@ -252,6 +245,7 @@ class ControlStore:
                 rollout,
                 state=RolloutState.LOADING,
                 from_version=from_version,
+                load_time=now,
                 step_time=now,
                 update_time=now,
                 reason="loading",
@@ -267,38 +261,43 @@ class ControlStore:
             )
             self._record(connection, rollout.tenant, fact, rollout.traceparent)
 
-    def enter_step(
-        self, rollout: Rollout, step: int, share: float, new: Traffic, old: Traffic
-    ) -> None:
-        """Give the new version a share; its traffic is counted from now on."""
-        now = self._now()
+    def enter_step(self, rollout: Rollout, entered: EnterStep, stage: Stage, now: Seen) -> None:
+        """Give the new version a share; what is seen is counted from ``now`` on."""
+        moment = self._now()
         with self._fenced() as connection:
-            entered = replace(
+            after = replace(
                 rollout,
-                state=RolloutState.CANARY,
-                step=step,
-                traffic_share=share,
-                step_time=now,
-                update_time=now,
-                new_before=new,
-                old_before=old,
+                state=entered.state,
+                step=entered.step,
+                traffic_share=entered.share,
+                mirror_share=entered.mirror_share,
+                ready_time=rollout.ready_time or moment,
+                stage=stage,
+                step_time=moment,
+                update_time=moment,
+                new_before=now.new,
+                old_before=now.old,
+                shadow_before=now.shadow,
                 requests=0,
                 failures=0,
-                reason=f"{share:.0%} of the traffic",
+                seen=Seen(),
+                reason=_reason_of(entered),
             )
-            move_rollout(connection, rollout, entered)
+            move_rollout(connection, rollout, after)
             fact = events_pb2.RolloutAdvanced(
                 rollout=rollout.name,
                 model=rollout.model,
                 to_version=rollout.to_version,
-                traffic_share=share,
+                traffic_share=entered.share,
             )
             self._record(connection, rollout.tenant, fact, rollout.traceparent)
 
-    def count(self, rollout: Rollout, new: Traffic) -> None:
-        """Show what the present step has seen."""
+    def count(self, rollout: Rollout, seen: Seen) -> None:
+        """Show what the present step has seen, and that the new version has answered."""
         with self._fenced() as connection:
-            move_rollout(connection, rollout, _counted(rollout, new))
+            ready_time = rollout.ready_time or self._now()
+            counted = replace(_counted(rollout, seen), ready_time=ready_time)
+            move_rollout(connection, rollout, counted)
 
     def explain(self, rollout: Rollout, reason: str) -> None:
         """Show why a rollout waits."""
@@ -318,14 +317,17 @@ class ControlStore:
             )
             move_rollout(connection, rollout, ended)
 
-    def settle(self, rollout: Rollout, new: Traffic, reason: str) -> None:
+    def settle(self, rollout: Rollout, seen: Seen, reason: str) -> None:
         with self._fenced() as connection:
-            counted = _counted(rollout, new)
-            settle_rollout(connection, counted, reason, self._now(), self._record)
+            counted = _counted(rollout, seen)
+            now = self._now()
+            settle_rollout(connection, counted, reason, now, self._record)
+            stages = read_stages(connection, counted, now)
+        observe_stages(stages)
 
-    def reverse(self, rollout: Rollout, new: Traffic, reason: str) -> None:
+    def reverse(self, rollout: Rollout, seen: Seen, reason: str) -> None:
         with self._fenced() as connection:
-            counted = _counted(rollout, new)
+            counted = _counted(rollout, seen)
             reverse_rollout(connection, counted, reason, self._now(), self._record)
 
     def quarantine(self, version: Version, reason: str) -> None:
@@ -377,5 +379,16 @@ class ControlStore:
             yield connection
 
 
-def _counted(rollout: Rollout, new: Traffic) -> Rollout:
-    return replace(rollout, requests=new.requests, failures=new.failures)
+def _counted(rollout: Rollout, seen: Seen) -> Rollout:
+    new = seen.new
+    return replace(rollout, requests=new.requests, failures=new.failures, seen=seen)
+
+
+def _reason_of(entered: EnterStep) -> str:
+    if entered.state == RolloutState.SHADOW:
+        return f"{entered.mirror_share:.0%} of the requests are mirrored"
+    if entered.state == RolloutState.STANDBY:
+        return "checked beside the old version, without traffic"
+    if entered.state == RolloutState.SPLIT:
+        return f"{entered.share:.0%} of the users"
+    return f"{entered.share:.0%} of the traffic"

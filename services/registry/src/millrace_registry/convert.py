@@ -2,21 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from google.protobuf import json_format
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from millrace.compressor.v1 import service_pb2 as compressor_pb2
 from millrace.lifecycle.v1 import lifecycle_pb2
 from millrace.registry.v1 import service_pb2 as pb
+from millrace_registry.answer_counts import AnswerCounts
 from millrace_registry.domain import (
-    Canary,
     Content,
     Deployment,
     Gate,
-    Immediate,
     LineageEdge,
     LineageNode,
     Model,
@@ -25,13 +25,16 @@ from millrace_registry.domain import (
     RolloutState,
     Route,
     Serving,
-    Strategy,
     Target,
     Tracking,
     Version,
     VersionState,
     utc_now,
 )
+from millrace_registry.strategies import Stage
+from millrace_registry.strategy_convert import strategy_from_proto, strategy_to_proto
+from millrace_registry.traffic import Comparison, Traffic
+from millrace_registry.traffic_store import Compared
 from millrace_runtime import names
 
 _VERSION_STATES = {s: pb.VersionState.Value(f"VERSION_STATE_{s.value}") for s in VersionState}
@@ -74,6 +77,26 @@ def document_of(message: Any) -> dict[str, Any]:
     return document
 
 
+def counts_from_proto(seen: pb.VersionAnswers) -> tuple[tuple[str, str, int], AnswerCounts]:
+    """What a gateway has counted of a version, by (tenant, model, number)."""
+    counts = AnswerCounts(
+        tokens=seen.tokens,
+        stops=seen.stops,
+        lengths=seen.lengths,
+        first_token=dict(seen.first_token_latencies),
+        token=dict(seen.token_latencies),
+    )
+    return (seen.tenant, seen.model, seen.version), counts
+
+
+def moment_of(message: Message, field: str) -> datetime | None:
+    """A time that may be absent."""
+    if not message.HasField(field):
+        return None
+    moment: datetime = getattr(message, field).ToDatetime(tzinfo=UTC)
+    return moment
+
+
 def is_known_target(number: int) -> bool:
     """False for one that a newer compressor compresses for, and this registry cannot serve."""
     return number != 0 and number in compressor_pb2.Target.DESCRIPTOR.values_by_number
@@ -95,7 +118,7 @@ def deployment_from_proto(message: pb.Deployment, tenant: str, id: str) -> Deplo
         tracking=_TRACKING_OF.get(message.tracking, default.tracking),
         targets=tuple(target_name(number) for number in message.targets),
         gate=_gate_from_proto(message.gate) if message.HasField("gate") else default.gate,
-        strategy=_strategy_from_proto(message.strategy) or default.strategy,
+        strategy=strategy_from_proto(message.strategy) or default.strategy,
         serving=_serving_from_proto(message.serving),
         recipe=document_of(message.recipe),
     )
@@ -114,21 +137,6 @@ def expected_revision(message: pb.Deployment) -> int | None:
 def _gate_from_proto(gate: compressor_pb2.GatePolicy) -> Gate:
     given = {field.name: value for field, value in gate.ListFields()}
     return Gate(**{"max_perplexity_increase": None, **given})
-
-
-def _strategy_from_proto(strategy: pb.RolloutStrategy) -> Strategy | None:
-    kind = strategy.WhichOneof("strategy")
-    if kind == "immediate":
-        return Immediate()
-    if kind is None:
-        return None
-    canary = strategy.canary
-    return Canary(
-        steps=tuple(canary.steps),
-        bake_seconds=canary.bake_seconds,
-        minimum_requests=canary.minimum_requests,
-        maximum_error_rate_increase=canary.maximum_error_rate_increase,
-    )
 
 
 def _serving_from_proto(serving: pb.Serving) -> Serving:
@@ -169,19 +177,13 @@ def deployment_to_proto(deployment: Deployment) -> pb.Deployment:
         tracking=_TRACKING[deployment.tracking],
         targets=[compressor_pb2.Target.Value(target) for target in deployment.targets],
         gate=compressor_pb2.GatePolicy(**asdict(deployment.gate)),
-        strategy=_strategy_to_proto(deployment.strategy),
+        strategy=strategy_to_proto(deployment.strategy),
         serving=_serving_to_proto(deployment.serving),
         recipe=_parsed(deployment.recipe, compressor_pb2.Recipe()),
         etag=str(deployment.revision),
         create_time=timestamp(deployment.create_time),
         update_time=timestamp(deployment.update_time),
     )
-
-
-def _strategy_to_proto(strategy: Strategy) -> pb.RolloutStrategy:
-    if isinstance(strategy, Immediate):
-        return pb.RolloutStrategy(immediate=pb.ImmediateStrategy())
-    return pb.RolloutStrategy(canary=pb.CanaryStrategy(**asdict(strategy)))
 
 
 def _serving_to_proto(serving: Serving) -> pb.Serving:
@@ -204,10 +206,68 @@ def rollout_to_proto(rollout: Rollout) -> pb.Rollout:
         update_time=timestamp(rollout.update_time),
         requests=rollout.requests,
         failures=rollout.failures,
+        paused=rollout.paused,
+        mirror_share=rollout.mirror_share,
+        stage=_stage_to_proto(rollout.stage),
+        old_side=_side_to_proto(rollout.seen.old),
+        new_side=_side_to_proto(rollout.seen.new),
+        shadow=_shadow_to_proto(rollout.seen.shadow),
     )
+    if rollout.step_time is not None:
+        message.step_time.CopyFrom(timestamp(rollout.step_time))
+    if rollout.evidence:
+        _parsed(rollout.evidence, message.evidence)
     if rollout.finish_time is not None:
         message.finish_time.CopyFrom(timestamp(rollout.finish_time))
     return message
+
+
+def _stage_to_proto(stage: Stage) -> pb.RolloutStage:
+    return pb.RolloutStage(
+        strategy=stage.strategy,
+        seconds=stage.seconds,
+        minimum_requests=stage.minimum_requests,
+        steps=stage.steps,
+    )
+
+
+def _side_to_proto(traffic: Traffic) -> pb.RolloutSide:
+    return pb.RolloutSide(
+        requests=traffic.requests,
+        failures=traffic.failures,
+        tokens=traffic.tokens,
+        timed=traffic.timed,
+        mean_first_token_seconds=traffic.mean_first_token_seconds,
+    )
+
+
+def _shadow_to_proto(shadow: Comparison) -> pb.RolloutShadow:
+    mean = shadow.agreement / shadow.compared if shadow.compared else 0.0
+    return pb.RolloutShadow(**{**asdict(shadow), "agreement": mean})
+
+
+def traffic_from_proto(seen: pb.VersionAnswers) -> tuple[str, str, int, Traffic]:
+    """(tenant, model, version, traffic) of a gateway's report."""
+    traffic = Traffic(
+        requests=seen.requests,
+        failures=seen.failures,
+        tokens=seen.tokens,
+        timed=seen.requests - seen.failures,
+        first_token_seconds=seen.first_token_seconds,
+    )
+    return seen.tenant, seen.model, seen.version, traffic
+
+
+def compared_from_proto(seen: pb.ShadowAnswers) -> Compared:
+    comparison = Comparison(
+        compared=seen.compared,
+        agreement=seen.agreement,
+        truncated=seen.truncated,
+        failed=seen.failed,
+        old_tokens=seen.old_tokens,
+        new_tokens=seen.new_tokens,
+    )
+    return Compared(seen.tenant, seen.model, seen.old_version, seen.new_version, comparison)
 
 
 def route_to_proto(route: Route) -> pb.Route:
@@ -220,6 +280,7 @@ def route_to_proto(route: Route) -> pb.Route:
         aliases=route.aliases,
         steps=route.steps,
         queue_policy=pb.QueuePolicy(**asdict(route.queue_policy)),
+        split=route.split,
     )
 
 
@@ -230,6 +291,7 @@ def _target_to_proto(target: Target) -> pb.RouteTarget:
         endpoints=target.endpoints,
         artifact_digest=target.artifact_digest,
         traceparent=target.traceparent,
+        mirror_share=target.mirror_share,
         **asdict(target.interface),
     )
 

@@ -3,9 +3,11 @@
 version:  REGISTERED ──► ROLLING_OUT ──► SERVING ──► RETIRED
                └─────────────┴──────────────┴──────► QUARANTINED  (for good)
 
-rollout:  PENDING ──► LOADING ──► CANARY ──► SETTLED
-             │            └──────────┴─────► REVERSED
-             └──► SUPERSEDED
+rollout:  PENDING ──► LOADING ─┬─► CANARY ───────────────┬─► SETTLED
+             │                 ├─► SHADOW (─► CANARY) ───┤
+             │                 ├─► STANDBY ─► SWITCHED ──┤
+             │                 └─► SPLIT ────────────────┤
+             └──► SUPERSEDED   (from any of these) ──────┴─► REVERSED
 """
 
 import hashlib
@@ -14,6 +16,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
+
+from millrace_registry.strategies import Canary, Stage, Strategy
+from millrace_registry.traffic import Comparison, Seen, Traffic
 
 CHAMPION = "champion"
 EVERY = "-"
@@ -35,15 +40,36 @@ class RolloutState(StrEnum):
     SETTLED = "SETTLED"
     REVERSED = "REVERSED"
     SUPERSEDED = "SUPERSEDED"
+    SHADOW = "SHADOW"
+    STANDBY = "STANDBY"
+    SWITCHED = "SWITCHED"
+    SPLIT = "SPLIT"
+
+    @property
+    def is_judged(self) -> bool:
+        """Its version has answered, and is compared with the one before it."""
+        return self in _JUDGED
 
     @property
     def is_active(self) -> bool:
         """It holds, or may come to hold, a share of the traffic."""
-        return self in (RolloutState.LOADING, RolloutState.CANARY)
+        return self == RolloutState.LOADING or self.is_judged
 
     @property
     def has_ended(self) -> bool:
         return self in (RolloutState.SETTLED, RolloutState.REVERSED, RolloutState.SUPERSEDED)
+
+
+_JUDGED = frozenset(
+    (
+        RolloutState.CANARY,
+        RolloutState.SHADOW,
+        RolloutState.STANDBY,
+        RolloutState.SWITCHED,
+        RolloutState.SPLIT,
+    )
+)
+UNENDED = tuple(state.value for state in RolloutState if not state.has_ended)
 
 
 class Tracking(StrEnum):
@@ -60,24 +86,6 @@ class Content:
     uri: str
     digest: str
     size_bytes: int
-
-
-@dataclass(frozen=True)
-class Immediate:
-    """All traffic at once, when the new version has answered a question."""
-
-
-@dataclass(frozen=True)
-class Canary:
-    """A rising share of the traffic (``app.proto``: CanaryStrategy)."""
-
-    steps: tuple[float, ...] = (0.25,)
-    bake_seconds: float = 3.0
-    minimum_requests: int = 8
-    maximum_error_rate_increase: float = 0.05
-
-
-Strategy = Immediate | Canary
 
 
 @dataclass(frozen=True)
@@ -144,7 +152,7 @@ class Deployment:
     tracking: Tracking = Tracking.EVERY
     targets: tuple[str, ...] = ("TARGET_OPENVINO_INT8",)
     gate: Gate = Gate()
-    strategy: Strategy = Canary()
+    strategy: Strategy = field(default_factory=Canary)
     serving: Serving = Serving()
     recipe: Mapping[str, Any] = field(default_factory=dict)
     revision: int = 1
@@ -206,6 +214,8 @@ class Version:
     state_reason: str = ""
     interface: Interface | None = None
     retire_time: datetime | None = None
+    compress_start_time: datetime | None = None
+    compress_finish_time: datetime | None = None
 
     @property
     def name(self) -> str:
@@ -222,21 +232,15 @@ class Version:
 
 
 @dataclass(frozen=True)
-class Traffic:
-    """Requests to a version that have ended, and those of them that the engine failed."""
-
-    requests: int = 0
-    failures: int = 0
-
-    def since(self, earlier: "Traffic") -> "Traffic":
-        return Traffic(self.requests - earlier.requests, self.failures - earlier.failures)
-
-
-@dataclass(frozen=True)
 class Rollout:
     """The road from one version to the next.
 
-    ``new_before`` and ``old_before`` are the counters when the present step began.
+    ``new_before``, ``old_before`` and ``shadow_before`` are the counters when the present step
+    began, ``seen`` what it has seen so far. ``mirror_share`` of the requests goes to the new
+    version too. While it is ``paused`` it takes no step forward. ``evidence``: the figures of the
+    present step, as ``service.proto``: RolloutEvidence in JSON; ``answers_before``: what it began
+    with (``evidence_store``). ``load_time``, ``ready_time``: when it was first to be loaded, and
+    when its version first answered.
     """
 
     tenant: str
@@ -254,19 +258,40 @@ class Rollout:
     reason: str = ""
     step_time: datetime | None = None
     finish_time: datetime | None = None
-    new_before: Traffic = Traffic()
-    old_before: Traffic = Traffic()
+    new_before: Traffic = field(default_factory=Traffic)
+    old_before: Traffic = field(default_factory=Traffic)
     requests: int = 0
     failures: int = 0
+    shadow_before: Comparison = field(default_factory=Comparison)
+    paused: bool = False
+    mirror_share: float = 0.0
+    stage: Stage = field(default_factory=Stage)
+    seen: Seen = field(default_factory=Seen)
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    answers_before: Mapping[str, Any] = field(default_factory=dict)
+    load_time: datetime | None = None
+    ready_time: datetime | None = None
 
     @property
     def name(self) -> str:
         return f"tenants/{self.tenant}/rollouts/{self.id}"
 
+    @property
+    def before(self) -> Seen:
+        return Seen(self.new_before, self.old_before, self.shadow_before)
+
+    @property
+    def can_be_promoted(self) -> bool:
+        """Its version answers."""
+        return self.state.is_judged or (
+            self.state == RolloutState.LOADING and self.ready_time is not None
+        )
+
 
 @dataclass(frozen=True)
 class Target:
-    """Where one version answers, and its part of the model's requests."""
+    """Where one version answers, and its part of the model's requests: those that it answers,
+    and those that are mirrored to it."""
 
     version: int
     share: float
@@ -274,11 +299,15 @@ class Target:
     artifact_digest: str
     interface: Interface
     traceparent: str = ""
+    mirror_share: float = 0.0
 
 
 @dataclass(frozen=True)
 class Route:
-    """How requests to one model are spread. ``steps``: of checkpoints, and their versions."""
+    """How requests to one model are spread. ``steps``: of checkpoints, and their versions.
+
+    ``split``: not empty while users are split between versions (``service.proto``: Route).
+    """
 
     tenant: str
     model: str
@@ -288,6 +317,7 @@ class Route:
     targets: tuple[Target, ...]
     steps: Mapping[int, int] = field(default_factory=dict)
     queue_policy: QueuePolicy = QueuePolicy()
+    split: str = ""
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,8 @@ class Facts:
             base_model=base_model_of(fact.checkpoint.model),
             traceparent=event.traceparent,
             is_by_hand=not fact.deployment,
+            compress_start_time=convert.moment_of(fact, "start_time"),
+            compress_finish_time=convert.moment_of(fact, "finish_time"),
         )
 
 

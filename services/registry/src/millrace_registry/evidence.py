@@ -5,13 +5,13 @@ Counts only ever grow, so that a report that is lost or comes twice changes noth
 part is the difference to what there was when it began.
 """
 
-import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-# Upper bounds in seconds, 5 % apart: fine enough that ranks of latencies lose nothing that matters.
-LATENCY_BOUNDS = tuple(0.0005 * 1.05**index for index in range(240))
+from millrace_runtime import latency
+
+LATENCY_BOUNDS = latency.BOUNDS
 _EMPTY = (0,) * (len(LATENCY_BOUNDS) + 1)
 
 
@@ -33,7 +33,15 @@ class Latencies:
     def of(cls, seconds: Sequence[float]) -> "Latencies":
         counts = list(_EMPTY)
         for value in seconds:
-            counts[bisect.bisect_left(LATENCY_BOUNDS, value)] += 1
+            counts[latency.index_of(value)] += 1
+        return cls(tuple(counts))
+
+    @classmethod
+    def of_counts(cls, sparse: Mapping[int, int]) -> "Latencies":
+        """From counts by their bounds' index."""
+        counts = list(_EMPTY)
+        for index, count in sparse.items():
+            counts[min(index, len(LATENCY_BOUNDS))] += count
         return cls(tuple(counts))
 
 
@@ -42,12 +50,18 @@ class Answers:
     """Of one version: requests that have ended, those that failed, and how quick the others were.
 
     ``first_token``: seconds to the first token; ``token``: mean seconds of each further one.
+    ``stops`` of clients' whole answers the model ended itself, ``lengths`` were cut at their
+    largest length; all had ``tokens``. Of the controller's own questions only ``requests`` and
+    ``failures`` are counted.
     """
 
     requests: int = 0
     failures: int = 0
     first_token: Latencies = field(default_factory=Latencies)
     token: Latencies = field(default_factory=Latencies)
+    tokens: int = 0
+    stops: int = 0
+    lengths: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,8 +86,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that a step of a rollout is judged by."""
+    """All that a step of a rollout is judged by.
+
+    ``pairs_expected``: how many pairs there will be, once both versions have scored all prompts.
+    """
 
     new: Answers = Answers()
     old: Answers = Answers()
     pairs: tuple[Pair, ...] = ()
+    pairs_expected: int = 0

@@ -26,6 +26,7 @@ class ModelControl(Protocol):
     def ask(self, model: str, version: int, prompt: str) -> str: ...
     def score(self, model: str, version: int, token_ids: Sequence[int]) -> Scores: ...
     def score_last(self, model: str, version: int, token_ids: Sequence[int]) -> float | None: ...
+    def answer(self, model: str, version: int, token_ids: Sequence[int], limit: int) -> int: ...
 
 
 class GuardedTriton:
@@ -38,6 +39,7 @@ class GuardedTriton:
         self.ask = triton.ask
         self.score = triton.score
         self.score_last = triton.score_last
+        self.answer = triton.answer
 
     def load(self, model: str) -> None:
         self._require()

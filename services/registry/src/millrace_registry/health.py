@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from millrace_registry.domain import Traffic
+from millrace_registry.traffic import Traffic
 
 
 @dataclass

@@ -28,14 +28,19 @@ def route_of_model(
 ) -> Route:
     """What gateways may send where: versions that are ``answering``, and no others.
 
-    ``rollouts`` are those that have not ended. The shares add up to 1, unless nothing that serves
-    answers; those that are ``held`` alone have none.
+    ``rollouts`` are those that have not ended; one at most is judged. The shares add up to 1,
+    unless nothing that serves answers; those that are ``held`` alone, wait beside the serving one
+    or get copies have none.
     """
     share = {**dict.fromkeys(held, 0.0), model.serving_version: 1.0}
+    mirrored: dict[int, float] = {}
+    split = ""
     for found in rollouts:
-        if found.state == RolloutState.CANARY and found.to_version in answering:
+        if found.state.is_judged and found.to_version in answering:
             share[model.serving_version] -= found.traffic_share
             share[found.to_version] = found.traffic_share
+            mirrored[found.to_version] = found.mirror_share
+            split = found.id if found.state == RolloutState.SPLIT else ""
     targets = tuple(
         Target(
             version=version.number,
@@ -44,6 +49,7 @@ def route_of_model(
             artifact_digest=version.artifact.digest,
             interface=version.interface,
             traceparent=version.traceparent,
+            mirror_share=mirrored.get(version.number, 0.0),
         )
         for version in sorted(versions, key=lambda version: version.number)
         if version.number in share and version.number in answering and version.interface is not None
@@ -57,6 +63,7 @@ def route_of_model(
         targets=_complete(targets),
         steps=steps,
         queue_policy=queue_policy,
+        split=split,
     )
 
 

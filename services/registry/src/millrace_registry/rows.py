@@ -7,11 +7,9 @@ from typing import Any
 from sqlalchemy import Row
 
 from millrace_registry.domain import (
-    Canary,
     Content,
     Deployment,
     Gate,
-    Immediate,
     Interface,
     Model,
     QueuePolicy,
@@ -19,13 +17,23 @@ from millrace_registry.domain import (
     RolloutState,
     Route,
     Serving,
-    Strategy,
     Target,
     Tracking,
-    Traffic,
     Version,
     VersionState,
 )
+from millrace_registry.strategies import (
+    KINDS,
+    Canary,
+    Immediate,
+    Shadow,
+    Split,
+    SplitEnd,
+    Stage,
+    Strategy,
+    kind_of,
+)
+from millrace_registry.traffic import Comparison, Seen, Traffic
 
 
 def model_of(row: Row[Any], aliases: dict[str, int]) -> Model:
@@ -60,6 +68,8 @@ _VERSION_COLUMNS = (
     "traceparent",
     "create_time",
     "retire_time",
+    "compress_start_time",
+    "compress_finish_time",
 )
 
 
@@ -82,7 +92,7 @@ def deployment_values(deployment: Deployment) -> dict[str, Any]:
         "tracking": deployment.tracking.value,
         "targets": list(deployment.targets),
         "gate": asdict(deployment.gate),
-        "canary": _canary_document(deployment.strategy),
+        "canary": _strategy_document(deployment.strategy),
         "serving": asdict(deployment.serving),
         "recipe": dict(deployment.recipe),
         "revision": deployment.revision,
@@ -108,13 +118,28 @@ def deployment_of(row: Row[Any]) -> Deployment:
     )
 
 
-def _canary_document(strategy: Strategy) -> dict[str, Any] | None:
-    return None if isinstance(strategy, Immediate) else asdict(strategy)
+def _strategy_document(strategy: Strategy) -> dict[str, Any] | None:
+    if isinstance(strategy, Immediate):
+        return None
+    kind = {} if isinstance(strategy, Canary) else {"kind": kind_of(strategy)}
+    return {**asdict(strategy), **kind}
 
 
 def _strategy_of(document: dict[str, Any] | None) -> Strategy:
     if document is None:
         return Immediate()
+    given = dict(document)
+    strategy = KINDS[given.pop("kind", "canary")]
+    if strategy is Canary:
+        return _canary_of(given)
+    if strategy is Shadow and given["then_canary"]:
+        given["then_canary"] = _canary_of(given["then_canary"])
+    if strategy is Split:
+        given["on_end"] = SplitEnd(given["on_end"])
+    return strategy(**given)
+
+
+def _canary_of(document: dict[str, Any]) -> Canary:
     return Canary(**{**document, "steps": tuple(document["steps"])})
 
 
@@ -125,22 +150,36 @@ def _serving_of(document: dict[str, Any] | None) -> Serving:
 
 
 def rollout_values(rollout: Rollout) -> dict[str, Any]:
-    counters = {"new": asdict(rollout.new_before), "old": asdict(rollout.old_before)}
+    counters = asdict(rollout.before)
     values = asdict(rollout)
-    del values["new_before"], values["old_before"]
+    del values["new_before"], values["old_before"], values["shadow_before"]
     return {**values, "state": rollout.state.value, "counters": counters}
 
 
 def rollout_of(row: Row[Any]) -> Rollout:
     values = dict(row._mapping)
-    counters = values.pop("counters")
+    before = _seen_of(values.pop("counters"))
     return Rollout(
         **{
             **values,
             "state": RolloutState(row.state),
-            "new_before": Traffic(**counters["new"]),
-            "old_before": Traffic(**counters["old"]),
+            "new_before": before.new,
+            "old_before": before.old,
+            "shadow_before": before.shadow,
+            "stage": Stage(**(row.stage or {})),
+            "seen": _seen_of(row.seen or {}),
+            "evidence": row.evidence or {},
+            "answers_before": row.answers_before or {},
         }
+    )
+
+
+def _seen_of(document: dict[str, Any]) -> Seen:
+    """An older registry wrote less, or nothing."""
+    return Seen(
+        new=Traffic(**document.get("new", {})),
+        old=Traffic(**document.get("old", {})),
+        shadow=Comparison(**document.get("shadow", {})),
     )
 
 

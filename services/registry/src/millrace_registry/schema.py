@@ -61,6 +61,8 @@ VERSIONS = Table(
     Column("traceparent", String(64), nullable=False),
     Column("create_time", UtcDateTime, nullable=False),
     Column("retire_time", UtcDateTime),
+    Column("compress_start_time", UtcDateTime),
+    Column("compress_finish_time", UtcDateTime),
     # The natural key: however often its fact is delivered, an artifact becomes one version.
     UniqueConstraint("tenant", "compression"),
 )
@@ -74,7 +76,7 @@ DEPLOYMENTS = Table(
     Column("tracking", String(16), nullable=False),
     Column("targets", JSON, nullable=False),
     Column("gate", JSON, nullable=False),
-    # null: immediate; otherwise the canary's settings.
+    # A strategy's settings; null: immediate. Those of a canary have no "kind".
     Column("canary", JSON(none_as_null=True)),
     # null: the default.
     Column("serving", JSON(none_as_null=True)),
@@ -104,11 +106,20 @@ ROLLOUTS = Table(
     Column("counters", JSON, nullable=False),
     Column("requests", BigInteger, nullable=False),
     Column("failures", BigInteger, nullable=False),
+    Column("paused", Boolean, nullable=False),
+    Column("mirror_share", Float, nullable=False),
+    # What the present step asks for, and what has been seen in it; null: nothing.
+    Column("stage", JSON(none_as_null=True)),
+    Column("seen", JSON(none_as_null=True)),
     Column("traceparent", String(64), nullable=False),
     Column("create_time", UtcDateTime, nullable=False),
     Column("update_time", UtcDateTime, nullable=False),
     Column("step_time", UtcDateTime),
     Column("finish_time", UtcDateTime),
+    Column("evidence", JSON(none_as_null=True)),
+    Column("answers_before", JSON(none_as_null=True)),
+    Column("load_time", UtcDateTime),
+    Column("ready_time", UtcDateTime),
     UniqueConstraint("tenant", "model", "to_version"),
     Index("rollouts_tenant_id", "tenant", "id"),
 )
@@ -122,8 +133,54 @@ TRAFFIC = Table(
     Column("version", BigInteger, primary_key=True, autoincrement=False),
     Column("requests", BigInteger, nullable=False),
     Column("failures", BigInteger, nullable=False),
+    # Whole answers to clients; null: nobody has counted.
+    Column("tokens", BigInteger),
+    Column("timed", BigInteger),
+    Column("first_token_seconds", Float),
     # Of the last report; a life that has ended reports no more.
     Column("update_time", UtcDateTime),
+)
+
+# Answers to mirrored requests beside those that clients got.
+COMPARISONS = Table(
+    "comparisons",
+    METADATA,
+    Column("gateway", String(128), primary_key=True),
+    Column("tenant", String(63), primary_key=True),
+    Column("model", String(256), primary_key=True),
+    Column("old_version", BigInteger, primary_key=True, autoincrement=False),
+    Column("new_version", BigInteger, primary_key=True, autoincrement=False),
+    Column("compared", BigInteger, nullable=False),
+    Column("agreement", Float, nullable=False),
+    Column("truncated", BigInteger, nullable=False),
+    Column("failed", BigInteger, nullable=False),
+    Column("old_tokens", BigInteger, nullable=False),
+    Column("new_tokens", BigInteger, nullable=False),
+    Column("update_time", UtcDateTime, nullable=False),
+)
+
+# How quick and how long one gateway's answers of a version were (``evidence_store``).
+ANSWER_COUNTS = Table(
+    "answer_counts",
+    METADATA,
+    Column("gateway", String(128), primary_key=True),
+    Column("tenant", String(63), primary_key=True),
+    Column("model", String(256), primary_key=True),
+    Column("version", BigInteger, primary_key=True, autoincrement=False),
+    Column("document", JSON, nullable=False),
+    Column("update_time", UtcDateTime, nullable=False),
+)
+
+# How the two versions of a rollout score its golden prompts; null: not to a finite number.
+GOLDEN_SCORES = Table(
+    "golden_scores",
+    METADATA,
+    Column("rollout", String(80), primary_key=True),
+    Column("version", BigInteger, primary_key=True, autoincrement=False),
+    Column("prompt", String(128), primary_key=True),
+    Column("score", Float),
+    # Of its own greedy answer to the prompt; null: it was not asked for one.
+    Column("answer_tokens", Integer),
 )
 
 # Versions that are kept loaded though they do not serve, and until when.

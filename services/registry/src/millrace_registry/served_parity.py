@@ -22,8 +22,8 @@ STAGE = "serving"
 _ASKED = ("turns", "heldout_1")  # a rendered conversation, and what the job was measured by
 _PROBES = 2
 # The engine of checkpoints gives no log-probabilities of a prompt: one request each.
-_ONE_BY_ONE = {"TARGET_SAFETENSORS": 6}
-_DTYPES = {"TARGET_SAFETENSORS": "bfloat16"}
+ONE_BY_ONE = {"TARGET_SAFETENSORS": 6, "TARGET_SAFETENSORS_PRUNED": 6}
+_DTYPES = {"TARGET_SAFETENSORS": "bfloat16", "TARGET_SAFETENSORS_PRUNED": "bfloat16"}
 
 
 Learn = Callable[[Version, Mapping[str, object]], None]
@@ -77,7 +77,7 @@ def check(triton: Scorer, model: str, version: Version, content: ContentStore) -
     except ParityError as error:
         return Stage(STAGE, mismatch=str(error))
     probes = _chosen([probe for probe in report.probes if probe.scores.get(ARTIFACT)])
-    count = _ONE_BY_ONE.get(version.target)
+    count = ONE_BY_ONE.get(version.target)
     expected = [probe.scores[ARTIFACT][-(count or 0) :] for probe in probes]
     found = [
         _one_by_one(triton, model, version.number, probe, count)

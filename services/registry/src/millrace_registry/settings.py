@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
+from millrace_registry.engine import HERE
 from millrace_runtime.settings import ServiceSettings
 
 
@@ -31,5 +32,8 @@ class RegistrySettings(ServiceSettings):
     )
     hold_seconds: float = Field(
         120.0, gt=10, description="how long after the last request such a version stays loaded"
+    )
+    engines: tuple[str, ...] = Field(
+        HERE, description="engines of the endpoint; a version for another is not rolled out"
     )
     engine_threads: int = Field(0, ge=0, description="threads of each engine; 0: all cores")

@@ -4,7 +4,7 @@ State and the fact it causes are written in one transaction. A tenant of ``-`` s
 tenant, and a model of ``-`` for every model. What the controller does is in ``control_store.py``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, Table, delete, func, literal, select, tuple_, update
 
 from millrace.registry.v1 import events_pb2
-from millrace_registry import hold_store
+from millrace_registry import hold_store, rollout_store
 from millrace_registry.domain import (
     EVERY,
     Deployment,
@@ -47,7 +47,6 @@ from millrace_registry.transitions import (
     retire_serving,
     reverse_rollout,
     scope,
-    settle_rollout,
     write_alias,
 )
 from millrace_registry.upsert import insert
@@ -91,7 +90,7 @@ class Catalogue:
         """Stop serving a model and forget it; its versions stay. False: there is none."""
         found = (MODELS.c.tenant == tenant) & (MODELS.c.id == id) & MODELS.c.is_deleted.is_(False)
         with self._database.transaction() as connection:
-            for rollout in _lock_unended(connection, tenant, id):
+            for rollout in rollout_store.lock_unended(connection, tenant, id):
                 self._reverse(connection, rollout, "the model was deleted")
             retire_serving(connection, tenant, id, self._now())
             gone = update(MODELS).where(found).values(is_deleted=True, serving_version=0)
@@ -134,9 +133,10 @@ class Catalogue:
         lineage. Once.
 
         ``version.number`` is given here. ``damage`` says why it may never be served, if so; it
-        is QUARANTINED then, and nothing is rolled out. Where a newer checkpoint was first, the
-        rollout is SUPERSEDED from the start, unless a person asked for the version
-        (``is_by_hand``). None: the model was deleted.
+        is QUARANTINED then, and nothing is rolled out; nor is it where ``version.state_reason``
+        says that no engine here runs it. Where a newer checkpoint was first, the rollout is
+        SUPERSEDED from the start, unless a person asked for the version (``is_by_hand``). None:
+        the model was deleted.
         """
         with self._database.transaction() as connection:
             # Locks the model: who registers for it at the same time sees this version, or waits.
@@ -150,7 +150,7 @@ class Catalogue:
                 version,
                 number=_next_number(connection, version),
                 state=state,
-                state_reason=damage,
+                state_reason=damage or version.state_reason,
             )
             connection.execute(VERSIONS.insert().values(**version_values(version)))
             self._say_registered(connection, version)
@@ -158,7 +158,7 @@ class Catalogue:
             add_lineage(connection, *lineage_of(version, deployment))
             if damage:
                 self._say_quarantined(connection, version)
-            else:
+            elif not version.state_reason:
                 is_late = not is_by_hand and is_overtaken(connection, version)
                 self._add_rollout(connection, version, deployment, is_late)
         return version
@@ -213,7 +213,7 @@ class Catalogue:
             version = read_version(connection, tenant, model, number)
             if version is None or version.state == VersionState.QUARANTINED:
                 return version
-            for rollout in _lock_unended(connection, tenant, model):
+            for rollout in rollout_store.lock_unended(connection, tenant, model):
                 if rollout.to_version == number:
                     self._reverse(connection, rollout, f"the version was quarantined: {reason}")
             quarantine_version(connection, version, reason, self._now())
@@ -308,31 +308,22 @@ class Catalogue:
 
     def reverse_rollout(self, tenant: str, id: str, reason: str) -> Rollout | None:
         """Reverse a rollout that has not ended; one that has is returned as it is."""
-        return self._change_rollout(
-            tenant, id, lambda c, rollout: self._reverse(c, rollout, reason)
-        )
+        how = rollout_store.reversal(reason, self._now(), self._record)
+        return self._change_rollout(tenant, id, how)
 
     def promote_rollout(self, tenant: str, id: str, reason: str) -> Rollout | None:
-        """Settle a canary now; any other rollout is returned as it is."""
+        """Settle one whose new version answers now; any other rollout is returned as it is."""
+        how = rollout_store.promotion(reason, self._now(), self._record)
+        return self._change_rollout(tenant, id, how)
 
-        def settle(connection: Connection, rollout: Rollout) -> None:
-            if rollout.state == RolloutState.CANARY:
-                settle_rollout(connection, rollout, reason, self._now(), self._record)
+    def pause_rollout(self, tenant: str, id: str, paused: bool) -> Rollout | None:
+        """Keep a rollout where it is, or let it go on; one that has ended is returned as it is."""
+        how = rollout_store.pause(paused, self._now(), self._record)
+        return self._change_rollout(tenant, id, how)
 
-        return self._change_rollout(tenant, id, settle)
-
-    def _change_rollout(
-        self, tenant: str, id: str, change: Callable[[Connection, Rollout], None]
-    ) -> Rollout | None:
-        query = select(ROLLOUTS).where(ROLLOUTS.c.tenant == tenant, ROLLOUTS.c.id == id)
+    def _change_rollout(self, tenant: str, id: str, how: rollout_store.Change) -> Rollout | None:
         with self._database.transaction() as connection:
-            row = connection.execute(query.with_for_update()).first()
-            if row is None:
-                return None
-            found = rollout_of(row)
-            if not found.state.has_ended:
-                change(connection, found)
-            return rollout_of(connection.execute(query).one())
+            return rollout_store.change(connection, tenant, id, how)
 
     def _reverse(self, connection: Connection, rollout: Rollout, reason: str) -> None:
         reverse_rollout(connection, rollout, reason, self._now(), self._record)
@@ -381,13 +372,6 @@ def _next_number(connection: Connection, version: Version) -> int:
         *scope(VERSIONS, version.tenant, version.model)
     )
     return (connection.execute(highest).scalar_one() or 0) + 1
-
-
-def _lock_unended(connection: Connection, tenant: str, model: str) -> Sequence[Rollout]:
-    """Rollouts of a model that have not ended, kept from the controller until the commit."""
-    ended = [state.value for state in RolloutState if state.has_ended]
-    query = select(ROLLOUTS).where(*scope(ROLLOUTS, tenant, model), ROLLOUTS.c.state.not_in(ended))
-    return [rollout_of(row) for row in connection.execute(query.with_for_update()).all()]
 
 
 def _newest(table: Table, tenant: str, model: str, before_id: str, count: int) -> Select[Any]:

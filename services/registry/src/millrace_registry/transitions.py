@@ -18,6 +18,7 @@ from millrace.registry.v1 import events_pb2
 from millrace_registry.domain import (
     CHAMPION,
     EVERY,
+    UNENDED,
     Interface,
     Model,
     Rollout,
@@ -55,7 +56,7 @@ def is_overtaken(connection: Connection, version: Version) -> bool:
     Artifacts arrive in any order. Of one run the step says which is newer, since two processes
     with clocks of their own may have saved them; else the id, which sorts by when it was made.
     """
-    stands = (RolloutState.PENDING, RolloutState.LOADING, RolloutState.CANARY, RolloutState.SETTLED)
+    stands = (*UNENDED, RolloutState.SETTLED.value)
     query = (
         select(VERSIONS.c.checkpoint)
         .join(
@@ -66,7 +67,7 @@ def is_overtaken(connection: Connection, version: Version) -> bool:
         )
         .where(*scope(VERSIONS, version.tenant, version.model))
         .where(VERSIONS.c.state != VersionState.QUARANTINED.value)
-        .where(ROLLOUTS.c.state.in_([state.value for state in stands]))
+        .where(ROLLOUTS.c.state.in_(stands))
     )
     others = connection.execute(query).scalars()
     return any(_is_newer(other, version.checkpoint) for other in others)
@@ -187,6 +188,18 @@ def reverse_rollout(
     record(connection, rollout.tenant, fact, rollout.traceparent)
 
 
+def pause_rollout(
+    connection: Connection, rollout: Rollout, paused: bool, now: datetime, record: RecordFact
+) -> None:
+    """Keep a rollout where it is, or let it go on; nothing when it is so already."""
+    if rollout.paused == paused:
+        return
+    move_rollout(connection, rollout, replace(rollout, paused=paused, update_time=now))
+    kind = events_pb2.RolloutPaused if paused else events_pb2.RolloutResumed
+    fact = kind(rollout=rollout.name, model=rollout.model, to_version=rollout.to_version)
+    record(connection, rollout.tenant, fact, rollout.traceparent)
+
+
 def retire_serving(connection: Connection, tenant: str, model: str, now: datetime) -> None:
     """Retire whatever serves: after a quarantine that need not be where a rollout started."""
     serving = VERSIONS.c.state == VersionState.SERVING.value
@@ -199,12 +212,16 @@ def move_rollout(connection: Connection, before: Rollout, after: Rollout) -> Non
 
     Raises:
         RolloutChanged: it is not in the state that ``before`` was read in: a user may have ended
-            it while the controller looked.
+            or paused it while the controller looked.
     """
-    unchanged = (ROLLOUTS.c.id == before.id) & (ROLLOUTS.c.state == before.state.value)
+    unchanged = (
+        (ROLLOUTS.c.id == before.id)
+        & (ROLLOUTS.c.state == before.state.value)
+        & (ROLLOUTS.c.paused.is_(before.paused))
+    )
     statement = update(ROLLOUTS).where(unchanged).values(**rollout_values(after))
     if connection.execute(statement).rowcount != 1:
-        raise RolloutChanged(f"{before.name} is no longer {before.state}")
+        raise RolloutChanged(f"{before.name} is no longer {before.state}, or was paused or resumed")
 
 
 def _end(
@@ -218,7 +235,9 @@ def _end(
     ended = replace(
         rollout,
         state=state,
+        paused=False,
         traffic_share=share,
+        mirror_share=0.0,
         reason=reason,
         finish_time=now,
         update_time=now,

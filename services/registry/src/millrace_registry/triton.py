@@ -132,6 +132,18 @@ class Triton:
         found: float | None = entry["logprob"]
         return found
 
+    def answer(self, model: str, version: int, token_ids: Sequence[int], limit: int) -> int:
+        """Have a version answer greedily, in at most ``limit`` tokens.
+
+        Returns:
+            How many there were, but for the one that ends an answer; 0 when there is no text.
+
+        Raises:
+            NotScored: it broke off, or did not begin.
+        """
+        sampling = {"max_tokens": limit, "temperature": 0}
+        return _answer_tokens(self._infer(model, version, _ids_input(token_ids), sampling))
+
     def _infer(
         self, model: str, version: int, prompt: client.InferInput, sampling: Mapping[str, Any]
     ) -> _Answers:
@@ -162,6 +174,25 @@ def _verdict(answers: _Answers) -> str:
         if result is not None and (counts := result.as_numpy("token_count")) is not None:
             tokens += int(counts.sum())
     return "" if tokens else "it answered without a single token"
+
+
+def _answer_tokens(answers: _Answers) -> int:
+    tokens, has_text, reason = 0, False, b""
+    for result, error in answers:
+        if error is not None or result is None:
+            raise NotScored(str(error))
+        tokens += int(_first(result, "token_count", 0))
+        has_text = has_text or bool(_first(result, "text", b""))
+        reason = _first(result, "finish_reason", b"") or reason
+    if not reason:
+        raise NotScored("it answered without a finish reason")
+    return tokens - (reason == b"stop") if has_text else 0
+
+
+def _first(result: client.InferResult, output: str, absent: Any) -> Any:
+    """The first element of an output."""
+    found = result.as_numpy(output)
+    return absent if found is None or not found.size else found[0]
 
 
 def _entries(answers: _Answers, output: str) -> list[dict[str, Any]]:

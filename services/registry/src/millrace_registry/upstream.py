@@ -73,4 +73,6 @@ class ArtifactReconciler:
             base_model=base_model_of(found.checkpoint.model),
             traceparent=found.traceparent,
             is_by_hand=not found.deployment,
+            compress_start_time=convert.moment_of(found, "start_time"),
+            compress_finish_time=convert.moment_of(found, "finish_time"),
         )

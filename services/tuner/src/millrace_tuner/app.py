@@ -12,6 +12,7 @@ from millrace_tuner import (
     hyperparameters,
     method_rules,
     prompt_rules,
+    recovery,
     serving,
     steps,
     sweep_rules,
@@ -41,6 +42,7 @@ from millrace_tuner.methods import (
 )
 from millrace_tuner.model_ids import new_model_id
 from millrace_tuner.prompt import PromptWish
+from millrace_tuner.recovery import Recovery
 from millrace_tuner.serving import Scene
 from millrace_tuner.sweep import Setting, Sweep
 
@@ -115,6 +117,7 @@ class Wish:
     sweep: Sweep | None = None
     integration: Integration | None = None
     prompt: PromptWish | None = None
+    recovery: Recovery | None = None
 
 
 class TunerApp:
@@ -150,13 +153,13 @@ class TunerApp:
         made = self._jobs.made_by(tenant, request)
         if made is not None:
             return made
-        plan = self._plan(tenant, wish)
+        plan = recovery.plan(tenant, wish) or self._plan(tenant, wish)
         now = self._now()
         job = Job(
             tenant=tenant,
             id=names.new_id("ftjob"),
             plan=plan,
-            tuned_model=new_model_id(plan.base.model, tenant, wish.suffix),
+            tuned_model=new_model_id(plan, tenant),
             create_time=now,
             update_time=now,
             metadata=wish.metadata,
@@ -197,7 +200,7 @@ class TunerApp:
         )
 
     def _file(self, tenant: str, name: str, field: str) -> FileReference:
-        if names.tenant_of(name) != tenant:
+        if names.tenant_of(name) != tenant or name.split("/")[2] == "compressions":
             raise InvalidArgument(
                 f"there is no {names.last_id(name)}; upload it first",
                 reason="FILE_NOT_FOUND",

@@ -56,6 +56,7 @@ from millrace_tuner.methods import (
     SequenceToSequence,
     Supervised,
 )
+from millrace_tuner.recovery import Recovery
 from millrace_tuner.serving import SeenCompression, SeenRollout, SeenVersion
 
 JOB_NAME = "tenants/{tenant}/jobs/{job}"
@@ -110,6 +111,7 @@ def wish_from_proto(request: pb.CreateJobRequest) -> Wish:
         sweep=sweep_from_proto(request),
         integration=_integration(request),
         prompt=prompt_from_proto(request),
+        recovery=_recovery(request),
     )
     if not request.HasField("method"):
         return wish
@@ -119,6 +121,18 @@ def wish_from_proto(request: pb.CreateJobRequest) -> Wish:
         method=method_from_proto(asked),
         hyperparameters=_hyperparameters(asked.hyperparameters),
         adapter=_adapter(asked.adapter) if asked.HasField("adapter") else None,
+    )
+
+
+def _recovery(request: pb.CreateJobRequest) -> Recovery | None:
+    if not request.HasField("recovery"):
+        return None
+    asked = request.recovery
+    return Recovery(
+        student=_content(asked.student),
+        teacher=_content(asked.teacher),
+        teacher_checkpoint=asked.teacher_checkpoint,
+        windows=asked.windows,
     )
 
 

@@ -43,11 +43,14 @@ class Content:
 
 DATASET_FILE = "train.jsonl"
 """What a dataset's directory holds its examples in."""
+WINDOWS_FILE = "windows.npy"
+"""What the directory of a pruned model holds its token windows in; shape (windows, tokens)."""
 
 
 @dataclass(frozen=True)
 class FileReference:
-    """A file of the data service, or a dataset of examples, as it was when the job was made."""
+    """A file of the data service, or a dataset of examples, as it was when the job was made; or
+    what a compression has pruned, with the windows that it learns from."""
 
     name: str
     content: Content
@@ -56,7 +59,23 @@ class FileReference:
     @property
     def is_dataset(self) -> bool:
         """Whether its content is a directory (``DATASET_FILE``)."""
-        return self.name.split("/")[2] == "datasets"
+        return self._kind == "datasets"
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether its content is a directory (``WINDOWS_FILE``) that a compression has made."""
+        return self._kind == "compressions"
+
+    @property
+    def member(self) -> str | None:
+        """Where in its content the examples are; None: it is the file itself."""
+        if self.is_dataset:
+            return DATASET_FILE
+        return WINDOWS_FILE if self.is_pruned else None
+
+    @property
+    def _kind(self) -> str:
+        return self.name.split("/")[2]
 
 
 @dataclass(frozen=True)
@@ -119,7 +138,12 @@ class Plan:
     @property
     def is_served(self) -> bool:
         """Whether what the job makes is compressed and rolled out."""
-        return methods.is_served(self.method, self.adapter)
+        return not self.is_recovery and methods.is_served(self.method, self.adapter)
+
+    @property
+    def is_recovery(self) -> bool:
+        """Whether a compression waits for what the job makes."""
+        return self.training_file.is_pruned
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from millrace_runtime import manifest
 from millrace_runtime.content import ContentStore
 from millrace_runtime.manifest import ManifestError
 from millrace_tuner import hyperparameters
-from millrace_tuner.domain import DATASET_FILE, Content, FileReference, Job, Plan
+from millrace_tuner.domain import Content, FileReference, Job, Plan
 
 MODULES = {
     "supervised": "millrace_tuner.jobs.supervised",
@@ -82,15 +82,15 @@ def _directory(store: ContentStore, field: str, content: Content | None) -> dict
 def _file(store: ContentStore, field: str, file: FileReference | None) -> dict[str, str]:
     if file is None:
         return {}
-    if file.is_dataset:
-        path, digest = _file_of_dataset(store, file.content)
+    if file.member is not None:
+        path, digest = _member(store, file.content, file.member)
     else:
         path, digest = store.file(file.content.uri, file.content.digest), file.content.digest
     return {f"{field}_path": str(path), f"{field}_sha256": digest}
 
 
-def _file_of_dataset(store: ContentStore, content: Content) -> tuple[Path, str]:
-    """The file with a dataset's examples, and the digest that its manifest has for it.
+def _member(store: ContentStore, content: Content, name: str) -> tuple[Path, str]:
+    """The file with a directory's examples, and the digest that its manifest has for it.
 
     Raises:
         ManifestError: as ``specification``; also where there is no such file.
@@ -98,6 +98,6 @@ def _file_of_dataset(store: ContentStore, content: Content) -> tuple[Path, str]:
     directory = store.directory(content.uri, content.digest)
     found, _ = manifest.read(directory)
     digests = {entry.path: entry.sha256 for entry in found.files}
-    if DATASET_FILE not in digests:
-        raise ManifestError(f"{directory} holds no {DATASET_FILE}")
-    return directory / DATASET_FILE, digests[DATASET_FILE]
+    if name not in digests:
+        raise ManifestError(f"{directory} holds no {name}")
+    return directory / name, digests[name]

@@ -140,6 +140,8 @@ def end_training(
 def _trained_message(job: Job) -> str:
     if job.plan.is_served:
         return "Training finished; the model is compressed and rolled out"
+    if job.plan.is_recovery:
+        return "Training finished; the compression that asked for it goes on"
     return (
         "Training finished; the engines do not serve what this method makes, so its checkpoint "
         "is the result"
@@ -167,10 +169,9 @@ def _conclude(job: Job, now: datetime) -> Change:
         finish_time=now,
         update_time=now,
     )
-    events = (
-        JobEvent(f"New fine-tuned model created: {job.tuned_model}", key="created-model"),
-        JobEvent("The job has successfully completed", key="completed"),
-    )
+    created = JobEvent(f"New fine-tuned model created: {job.tuned_model}", key="created-model")
+    completed = JobEvent("The job has successfully completed", key="completed")
+    events = (completed,) if job.plan.is_recovery else (created, completed)
     return Change(succeeded, (JobSucceeded(succeeded),), events)
 
 

@@ -1,5 +1,8 @@
 """``millrace compressions``: checkpoints made fit for the hardware that serves them."""
 
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,13 +14,48 @@ from millrace_client.output import (
     Json,
     JsonOption,
     LimitOption,
+    console,
     created,
+    print_json,
     show,
     show_list,
     state,
+    table,
 )
 
 app = typer.Typer(help="See what became of each checkpoint, and what was measured.")
+
+
+class Method(StrEnum):
+    ROUND_TO_NEAREST = "round_to_nearest"
+    AWQ = "awq"
+    GPTQ = "gptq"
+    SCALE_ESTIMATION = "scale_estimation"
+
+
+class Source(StrEnum):
+    OWN = "own"
+    GENERIC = "generic"
+
+
+class Beside(StrEnum):
+    CHECKPOINT = "checkpoint"
+    MODEL = "model"
+
+
+CompressionArgument = Annotated[str, typer.Argument(metavar="COMPRESSION", help="compression-…")]
+CheckpointArgument = Annotated[
+    str, typer.Argument(metavar="CHECKPOINT", help="runs/run-…/checkpoints/ckpt-… or jobs/…")
+]
+TargetOption = Annotated[
+    str, typer.Option("--target", help="What for: openvino_int8, openvino_int4, onnx_int8, …")
+]
+_ROW_COLUMNS: Columns = {
+    "measured": lambda row: row["name"],
+    "original": lambda row: _measured(row["original"], row["unit"]),
+    "artifact": lambda row: _measured(row["artifact"], row["unit"]),
+    "change": lambda row: _change(row),
+}
 _COLUMNS: Columns = {
     "compression": lambda c: c["id"],
     "model": lambda c: c["model"],
@@ -46,13 +84,168 @@ def list_(
 
 @app.command("show")
 def show_(
+    context: typer.Context, compression: CompressionArgument, as_json: JsonOption = False
+) -> None:
+    """Show one compression: verdict and reasons, and what was measured, beside the original."""
+    with api(context) as client:
+        if as_json:
+            print_json(client.compressions.get(compression))
+            return
+        found = client.request("GET", f"/v1/compressions/{compression}/report")
+    one = found["compression"]
+    show({key: value for key, value in one.items() if key != "measurements"}, as_json=False)
+    _show_rows(found["rows"], one["measurements"])
+
+
+@app.command("report")
+def report_(
     context: typer.Context,
-    compression: Annotated[str, typer.Argument(metavar="COMPRESSION", help="compression-…")],
+    compression: CompressionArgument,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where to write the plot, an SVG.")
+    ] = None,
+    of: Annotated[
+        Beside, typer.Option("--of", help="Beside the artifacts of its checkpoint, or its model.")
+    ] = Beside.CHECKPOINT,
     as_json: JsonOption = False,
 ) -> None:
-    """Show one compression: measurements, verdict, reasons."""
+    """Compare an artifact with its original and with others of its checkpoint or model."""
+    path = f"/v1/compressions/{compression}/report"
     with api(context) as client:
-        show(client.compressions.get(compression), as_json=as_json)
+        found = client.request("GET", path, params={"of": of.value})
+        if output is not None:
+            output.write_bytes(client.compression_plot(compression, of.value))
+    if as_json:
+        print_json(found)
+        return
+    _show_rows(found["rows"], found["compression"]["measurements"])
+    if found["others"]:
+        console().print()
+        console().print(table([found["compression"], *found["others"]], _COLUMNS))
+    if output is not None:
+        console().print(f"the plot is in {output}", markup=False)
+
+
+@app.command("create")
+def create(
+    context: typer.Context,
+    checkpoint: CheckpointArgument,
+    target: TargetOption,
+    max_perplexity_increase: Annotated[
+        float | None, typer.Option(min=0, help="0.02 allows 2 %.")
+    ] = None,
+    min_top1_agreement: Annotated[float | None, typer.Option(min=0, max=1)] = None,
+    max_size_ratio: Annotated[float | None, typer.Option(help="Artifact over original.")] = None,
+    max_latency_seconds: Annotated[float | None, typer.Option(help="First token and one.")] = None,
+    group_size: Annotated[
+        int | None, typer.Option(min=8, max=1024, help="Weights that share a scale (4 bits).")
+    ] = None,
+    weight_method: Annotated[Method | None, typer.Option(help="Of targets of 4 bits.")] = None,
+    kv_cache_int8: Annotated[
+        bool | None, typer.Option(help="Keys and values in 8 bits (OpenVINO).")
+    ] = None,
+    calibration: Annotated[
+        Source | None, typer.Option(help="The model's own data (default), or any text.")
+    ] = None,
+    calibration_samples: Annotated[int | None, typer.Option(min=1, max=4096)] = None,
+    calibration_seed: Annotated[int | None, typer.Option(min=0)] = None,
+    compare_calibration: Annotated[
+        bool | None, typer.Option(help="Measure the other source too; twice the time.")
+    ] = None,
+    prune_depth: Annotated[float | None, typer.Option(help="Share of layers to take.")] = None,
+    prune_heads: Annotated[float | None, typer.Option(help="Share of key/value groups.")] = None,
+    prune_width: Annotated[float | None, typer.Option(help="Share of hidden units.")] = None,
+    prune_rounds: Annotated[int | None, typer.Option(min=1, max=32)] = None,
+    recovery: Annotated[bool | None, typer.Option(help="Distil the original into it.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compress a checkpoint by hand. What the target does not have is refused."""
+    gate = {
+        "max_perplexity_increase": max_perplexity_increase,
+        "min_top1_agreement": min_top1_agreement,
+        "max_size_ratio": max_size_ratio,
+        "max_latency_seconds": max_latency_seconds,
+    }
+    calibrated = {
+        "source": calibration and calibration.value,
+        "samples": calibration_samples,
+        "seed": calibration_seed,
+        "compare": compare_calibration,
+    }
+    pruned = {
+        "depth": prune_depth,
+        "heads": prune_heads,
+        "width": prune_width,
+        "rounds": prune_rounds,
+        "recovery": recovery,
+    }
+    recipe = {
+        "group_size": group_size,
+        "weight_method": weight_method and weight_method.value,
+        "kv_cache_int8": kv_cache_int8,
+        "calibration": _given(calibrated),
+        "pruning": _given(pruned),
+    }
+    body = {"checkpoint": checkpoint, "target": target, "gate": gate, "recipe": _given(recipe)}
+    with api(context) as client:
+        show(client.compressions.create(_given({**body, "gate": _given(gate)})), as_json=as_json)
+
+
+@app.command("cancel")
+def cancel(
+    context: typer.Context, compression: CompressionArgument, as_json: JsonOption = False
+) -> None:
+    """Cancel a compression that has not ended."""
+    with api(context) as client:
+        show(client.compressions.act(compression, "cancel"), as_json=as_json)
+
+
+def _given(fields: Mapping[str, object]) -> Json:
+    """Those that the user gave."""
+    return {key: value for key, value in fields.items() if value is not None and value != {}}
+
+
+def _show_rows(rows: list[Json], measured: Json) -> None:
+    """What was measured, original beside artifact, and what it was calibrated on."""
+    known = [row for row in rows if row["original"] is not None or row["artifact"] is not None]
+    if not known:
+        console().print("nothing has been measured yet")
+        return
+    console().print()
+    console().print(table(known, _ROW_COLUMNS))
+    calibrated = measured.get("calibration")
+    if calibrated:
+        console().print(_calibrated(calibrated), markup=False)
+
+
+def _calibrated(record: Json) -> str:
+    said = (
+        f"calibrated on {record['windows']} windows of {record['window_tokens']} tokens, "
+        f"{record['source']} data, seed {record['seed']} ({record['digest'][:19]}…)"
+    )
+    if record["note"]:
+        said += f"; {record['note']}"
+    other = record.get("other")
+    if other and other["artifact_perplexity"] is not None:
+        said += f"; with {other['source']} data perplexity is {other['artifact_perplexity']:.4g}"
+    return said
+
+
+def _measured(value: float | None, unit: str) -> str:
+    if value is None:
+        return "-"
+    if unit == "bytes":
+        return text.size(value)
+    if unit == "seconds":
+        return text.duration(value)
+    if unit == "share":
+        return f"{value:.2%}"
+    return f"{text.number(value, 4)}{'' if not unit else ' ' + unit}"
+
+
+def _change(row: Json) -> str:
+    before, after = row["original"], row["artifact"]
+    return f"{after / before - 1:+.1%}" if before and after is not None else "-"
 
 
 def _outcome(compression: Json) -> str:

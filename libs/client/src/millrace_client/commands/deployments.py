@@ -1,5 +1,6 @@
 """``millrace deployments``: how each model is to be served."""
 
+import json
 from enum import StrEnum
 from typing import Annotated
 
@@ -44,6 +45,15 @@ StepOption = Annotated[
     list[float] | None, typer.Option("--step", help="Share of the canary; repeatable, rising.")
 ]
 BakeOption = Annotated[float | None, typer.Option("--bake-seconds", min=0, help="A step's least.")]
+StrategyOption = Annotated[
+    str,
+    typer.Option(
+        "--strategy",
+        metavar="TYPE|JSON",
+        help="shadow, blue_green, split, canary or immediate, or all of it: "
+        '{"type": "shadow", "share": 0.2}',
+    ),
+]
 InstancesOption = Annotated[
     int | None, typer.Option("--instance-count", min=1, help="Engines of each version.")
 ]
@@ -83,6 +93,7 @@ def create(
     target: TargetOption = None,
     max_perplexity_increase: PerplexityOption = None,
     min_top1_agreement: AgreementOption = None,
+    strategy: StrategyOption = "",
     immediate: ImmediateOption = False,
     step: StepOption = None,
     bake_seconds: BakeOption = None,
@@ -103,7 +114,7 @@ def create(
         target,
         max_perplexity_increase,
         min_top1_agreement,
-        _strategy_body(immediate, step, bake_seconds),
+        _strategy_body(strategy, immediate, step, bake_seconds),
         _serving_body(instance_count, max_batch_size, max_queue_size, queue_timeout_seconds),
     )
     with api(context) as client:
@@ -118,6 +129,7 @@ def update(
     target: TargetOption = None,
     max_perplexity_increase: PerplexityOption = None,
     min_top1_agreement: AgreementOption = None,
+    strategy: StrategyOption = "",
     immediate: ImmediateOption = False,
     step: StepOption = None,
     bake_seconds: BakeOption = None,
@@ -134,7 +146,7 @@ def update(
         target,
         max_perplexity_increase,
         min_top1_agreement,
-        _strategy_body(immediate, step, bake_seconds),
+        _strategy_body(strategy, immediate, step, bake_seconds),
         _serving_body(instance_count, max_batch_size, max_queue_size, queue_timeout_seconds),
     )
     with api(context) as client:
@@ -165,8 +177,12 @@ def _body(
 
 
 def _strategy_body(
-    immediate: bool, steps: list[float] | None, bake_seconds: float | None
+    strategy: str, immediate: bool, steps: list[float] | None, bake_seconds: float | None
 ) -> Json | None:
+    if strategy:
+        if immediate or steps or bake_seconds is not None:
+            raise typer.BadParameter("--strategy says all of it: give no other option of one")
+        return _given_strategy(strategy)
     if immediate:
         return {"type": "immediate"}
     canary: Json = {}
@@ -175,6 +191,16 @@ def _strategy_body(
     if bake_seconds is not None:
         canary["bake_seconds"] = bake_seconds
     return {"type": "canary", **canary} if canary else None
+
+
+def _given_strategy(given: str) -> Json:
+    if not given.lstrip().startswith("{"):
+        return {"type": given.replace("-", "_")}
+    try:
+        strategy: Json = json.loads(given)
+    except ValueError as error:
+        raise typer.BadParameter(f"--strategy is no JSON: {error}") from None
+    return strategy
 
 
 def _serving_body(

@@ -7,7 +7,6 @@ import typer
 from millrace_client.connection import api
 from millrace_client.output import (
     Columns,
-    Json,
     JsonOption,
     LimitOption,
     created,
@@ -15,21 +14,20 @@ from millrace_client.output import (
     show_list,
     state,
 )
-from millrace_client.watching import watch
+from millrace_client.rollout_watch import newest, watch_rollout
 
 app = typer.Typer(help="Follow, hasten or reverse the way of a version into service.")
 _COLUMNS: Columns = {
     "rollout": lambda r: r["id"],
     "model": lambda r: r["model"],
     "versions": lambda r: f"{r['from_version'] or '-'} → {r['to_version']}",
-    "state": lambda r: state(r["status"]),
+    "state": lambda r: state("paused" if r.get("paused") else r["status"]),
     "share": lambda r: f"{r['traffic_share']:.0%}",
     "requests": lambda r: r["requests"],
     "failed": lambda r: r["failures"],
     "why": lambda r: r["reason"],
     "created": created,
 }
-_ENDED = ("settled", "reversed", "superseded")
 RolloutArgument = Annotated[str, typer.Argument(metavar="ROLLOUT", help="rollout-…")]
 
 
@@ -54,15 +52,41 @@ def show_(context: typer.Context, rollout: RolloutArgument, as_json: JsonOption 
 
 
 @app.command("watch")
-def watch_(context: typer.Context, rollout: RolloutArgument) -> None:
-    """Follow a rollout to its end. Exit status 1 if it is reversed."""
+def watch_(
+    context: typer.Context,
+    rollout: Annotated[str, typer.Argument(metavar="[ROLLOUT]", help="rollout-…")] = "",
+    model: Annotated[
+        str, typer.Option("--model", "-M", help="The one under way, else the newest, of a model.")
+    ] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Follow a rollout to its end, live. Exit status 1 if it is reversed.
+
+    With --json: an object a line, at each change.
+    """
+    if bool(rollout) == bool(model):
+        raise typer.BadParameter("name a rollout, or a model by --model")
     with api(context) as client:
-        watch(lambda: client.rollouts.get(rollout), _describe, ended=_ENDED)
+        watch_rollout(client, rollout or newest(client, model), as_json=as_json)
+
+
+@app.command()
+def pause(context: typer.Context, rollout: RolloutArgument, as_json: JsonOption = False) -> None:
+    """Keep a rollout where it is, with its share. One that fails is reversed all the same."""
+    with api(context) as client:
+        show(client.rollouts.act(rollout, "pause"), as_json=as_json)
+
+
+@app.command()
+def resume(context: typer.Context, rollout: RolloutArgument, as_json: JsonOption = False) -> None:
+    """Let a paused rollout go on."""
+    with api(context) as client:
+        show(client.rollouts.act(rollout, "resume"), as_json=as_json)
 
 
 @app.command()
 def promote(context: typer.Context, rollout: RolloutArgument, as_json: JsonOption = False) -> None:
-    """Settle a rollout now, whatever its canary has still to show."""
+    """Settle a rollout whose new version answers now, whatever it has still to show."""
     with api(context) as client:
         show(client.rollouts.act(rollout, "promote"), as_json=as_json)
 
@@ -77,11 +101,3 @@ def reverse(
     """Go back to the version before."""
     with api(context) as client:
         show(client.rollouts.act(rollout, "reverse", {"reason": reason}), as_json=as_json)
-
-
-def _describe(rollout: Json) -> str:
-    return (
-        f"{rollout['status']}  {rollout['model']}@{rollout['to_version']}  "
-        f"share {rollout['traffic_share']:.0%}  requests {rollout['requests']}  "
-        f"failed {rollout['failures']}  {rollout['reason']}"
-    )

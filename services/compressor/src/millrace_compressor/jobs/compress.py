@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from millrace_compressor.jobs import calibration, evaluate, parity, plain
-from millrace_compressor.jobs.format import Conversion, Recipe, Runnable, Scored
+from millrace_compressor.jobs import calibration, evaluate, golden, parity, plain, report
+from millrace_compressor.jobs.calibration import GENERIC, OWN, Sample
+from millrace_compressor.jobs.format import Conversion, Recipe, Recovered, Runnable, Scored, Tokens
 from millrace_compressor.jobs.formats import format_of
 from millrace_runtime import jobs, manifest
 from millrace_runtime.jobs import JobError, Reporter
@@ -21,6 +22,7 @@ from millrace_runtime.manifest import ManifestError
 
 PHASES = ("convert", "inspect", "measure", "commit")
 QUALITY_FILE = "quality.json"
+CALIBRATION_FILE = "calibration.json"
 _REFERENCE = "openvino-fp32"
 
 
@@ -28,7 +30,8 @@ class Spec(BaseModel):
     """What to compress, for what, and where to put it.
 
     ``artifact_path`` is the directory that will hold the artifact; ``working_directory`` is the
-    compression's own and is removed when it is done.
+    compression's own and is removed when it is done; ``originals_directory`` keeps what was
+    measured of checkpoints themselves, for all compressions.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -43,7 +46,12 @@ class Spec(BaseModel):
     gate: dict[str, float | None] = {}
     artifact_path: Path
     working_directory: Path
+    originals_directory: Path | None = None
+    recovered_path: Path | None = None
+    recovered_digest: str = ""
+    recovery_job: str = ""
     threads: int = Field(2, ge=1)
+    llm_compressor_python: Path | None = None
     evaluation_tokens: int = Field(4096, ge=2)
     window_tokens: int = Field(512, ge=2)
 
@@ -53,6 +61,8 @@ def work(spec: Spec, reporter: Reporter) -> None:
     torch.set_num_threads(spec.threads)
     _verify(spec.checkpoint_path, spec.checkpoint_digest, "CHECKPOINT_INVALID")
     _verify(spec.evaluation_path, spec.evaluation_digest, "EVALUATION_DATA_INVALID")
+    if spec.recovered_path is not None:
+        _verify(spec.recovered_path, spec.recovered_digest, "CHECKPOINT_INVALID")
     if _whole(spec.artifact_path) is None:
         manifest.remove_tree(spec.artifact_path)  # damaged, and nobody has heard of it yet
         _make(spec, reporter)
@@ -75,13 +85,13 @@ def _make(spec: Spec, reporter: Reporter) -> None:
     _say(reporter, "measure")
     measurements = {**measure(spec, converted), "weight_shares": dict(shares)}
     _say(reporter, "commit")
-    _write_json(converted / QUALITY_FILE, measurements)
-    metadata = {
+    made = {
         "target": spec.target,
         "recipe": spec.recipe.model_dump(),
         "checkpoint_digest": spec.checkpoint_digest,
-        "measurements": measurements,
     }
+    _write_json(converted / QUALITY_FILE, {**made, "threads": spec.threads, **measurements})
+    metadata = {**made, "measurements": measurements}
     manifest.commit(converted, spec.artifact_path, "artifact", metadata)
 
 
@@ -90,26 +100,70 @@ def measure(spec: Spec, converted: Path) -> dict[str, Any]:
     model = spec.checkpoint_path / "model"
     length = min(spec.window_tokens, _context_length(model))
     windows = evaluate.heldout_windows(spec.evaluation_path, length, spec.evaluation_tokens)
-    original = evaluate.Original(model)
     made = format_of(spec.target)
-    artifact = made.open(converted, spec.threads)
+    beside = report.original_speed(
+        model,
+        windows,
+        digest=spec.checkpoint_digest,
+        threads=spec.threads,
+        folder=spec.originals_directory,
+    )
+    artifact, speed = report.artifact_speed(lambda: made.open(converted, spec.threads), windows)
+    original = evaluate.Original(model)
+    golden.write(converted, spec.checkpoint_path, windows, original)
     return {
+        **beside,
+        **speed,
         **_parity(spec, converted, original, made.exact(converted, spec.threads)),
         **evaluate.compare(original, artifact, windows),
-        **artifact.latency(windows[0]),
+        **_calibration(spec, converted, original, windows),
         "artifact_size_bytes": made.size_bytes(converted),
         "original_size_bytes": plain.size_bytes(model),
         "peak_memory_bytes": evaluate.peak_memory_bytes(),
     }
 
 
+def _calibration(spec: Spec, converted: Path, original: Scored, windows: Tokens) -> dict[str, Any]:
+    """The measurement ``calibration``, of targets that are calibrated."""
+    path = converted / CALIBRATION_FILE
+    if not path.exists():
+        return {}
+    record = json.loads(path.read_text())
+    if spec.recipe.calibration.compare and not record["note"]:
+        source = GENERIC if record["source"] == OWN else OWN
+        try:
+            record["other"] = _other(spec, converted, source, original, windows)
+        except JobError as error:
+            if error.reason != "CALIBRATION_DATA_MISSING":
+                raise
+            record["note"] = f"nothing to compare with: {error}"
+    return {"calibration": record}
+
+
+def _other(
+    spec: Spec, converted: Path, source: str, original: Scored, windows: Tokens
+) -> dict[str, Any]:
+    """How an artifact is that is calibrated on ``source``, and otherwise the same."""
+    given = {**spec.recipe.calibration.model_dump(), "source": source}
+    recipe = Recipe.model_validate({**spec.recipe.model_dump(), "calibration": given})
+    folder = manifest.temporary_sibling(converted)
+    found = _convert(spec, spec.target, recipe, folder)
+    artifact = format_of(spec.target).open(folder, spec.threads)
+    compared = evaluate.compare(original, artifact, windows)
+    measured = {
+        name: compared[name] for name in ("artifact_perplexity", "kl_divergence", "top1_agreement")
+    }
+    digest = "" if found is None else found.record()["digest"]
+    return {"source": source, "digest": digest, **measured}
+
+
 def _parity(spec: Spec, converted: Path, original: Scored, artifact: Runnable) -> dict[str, Any]:
     """The measurement ``parity``, of checkpoints that have probes."""
 
     def reexport() -> Scored:
-        folder, reference = manifest.temporary_sibling(converted), format_of(_REFERENCE)
-        reference.convert(_conversion(spec, _REFERENCE), folder)
-        return reference.exact(folder, spec.threads)
+        folder = manifest.temporary_sibling(converted)
+        _convert(spec, _REFERENCE, Recipe(), folder)
+        return format_of(_REFERENCE).exact(folder, spec.threads)
 
     found = parity.certify(
         spec.checkpoint_path,
@@ -131,23 +185,43 @@ def _converted(spec: Spec) -> Path:
         for abandoned in spec.working_directory.glob(f"{manifest.TEMPORARY_PREFIX}*"):
             manifest.remove_tree(abandoned)
         temporary = manifest.temporary_sibling(done)
-        format_of(spec.target).convert(_conversion(spec, spec.target), temporary)
+        sample = _convert(spec, spec.target, spec.recipe, temporary)
+        if sample is not None:
+            _write_json(temporary / CALIBRATION_FILE, sample.record())
         manifest.commit(temporary, done, "converted", {"target": spec.target})
     return done
 
 
-def _conversion(spec: Spec, target: str) -> Conversion:
+def _convert(spec: Spec, target: str, recipe: Recipe, output: Path) -> Sample | None:
+    """Write the artifact; what it was calibrated on, if it was."""
     model = spec.checkpoint_path / "model"
     length = min(spec.window_tokens, _context_length(model))
-    return Conversion(
-        model=model,
-        target=target,
-        recipe=spec.recipe,
-        calibration=lambda: calibration.windows(
-            spec.evaluation_path, spec.recipe.calibration, length
-        ),
-        threads=spec.threads,
+    used: list[Sample] = []
+
+    def windows() -> Tokens:
+        if not used:
+            found = calibration.sample(spec.evaluation_path, model, recipe.calibration, length)
+            used.append(found)
+        return used[0].windows
+
+    conversion = Conversion(
+        model,
+        target,
+        recipe,
+        windows,
+        spec.threads,
+        spec.llm_compressor_python,
+        _recovered(spec),
     )
+    format_of(target).convert(conversion, output)
+    return used[0] if used else None
+
+
+def _recovered(spec: Spec) -> Recovered | None:
+    if spec.recovered_path is None:
+        return None
+    student = spec.working_directory / "student"
+    return Recovered(spec.recovered_path, spec.recovered_digest, spec.recovery_job, student)
 
 
 def _whole(path: Path) -> str | None:

@@ -3,25 +3,31 @@
 import resource
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import openvino
 import openvino_genai
 import torch
 from numpy.typing import NDArray
+from openvino_genai.py_openvino_genai import GenerationStatus
 from transformers import AutoModelForCausalLM
 
-from millrace_compressor.jobs.format import Logits, Scored
-from millrace_compressor.jobs.quantize import MODEL_FILE
+from millrace_compressor.jobs.format import Logits, Runnable, Scored, Tokens
+from millrace_compressor.jobs.graphs import MODEL_FILE
 from millrace_runtime.jobs import JobError
 
 _WINDOWS_AT_ONCE = 4
 LATENCY_TOKENS = 24
 LATENCY_RUNS = 3
 LATENCY_PROMPT_TOKENS = 32
+# Under load: each of so many streams writes so many tokens, once. Few, as it is done to each
+# artifact; the machine's own work on 16 streams is what is seen, not its tail.
+LOAD_STREAMS = 16
+LOAD_TOKENS = 16
 # As the engine computes log-probabilities (the registry's engines/forward.py).
 EXACT = MappingProxyType(
     {
@@ -83,11 +89,16 @@ class Artifact:
         self.dtype = dtype
         self._directory = directory
         self._threads = threads
+        self._properties = {"INFERENCE_NUM_THREADS": threads, **properties}
+        self._served: Served | None = None
+
+    @cached_property
+    def _request(self) -> Any:
+        """Compiled when it is first asked for logits: what serves is measured without it."""
         compiled = openvino.Core().compile_model(
-            directory / MODEL_FILE, "CPU", {"INFERENCE_NUM_THREADS": threads, **properties}
+            self._directory / MODEL_FILE, "CPU", self._properties
         )
-        self._request = compiled.create_infer_request()
-        self._inputs = {port.get_any_name() for port in compiled.inputs}
+        return compiled.create_infer_request()
 
     def logits(self, ids: NDArray[np.int64]) -> Logits:
         windows, length = ids.shape
@@ -98,11 +109,27 @@ class Artifact:
             "position_ids": np.tile(np.arange(length), (windows, 1)),
             "beam_idx": np.arange(windows, dtype=np.int32),
         }
-        self._request.infer({name: inputs[name] for name in self._inputs})
+        taken = {port.get_any_name() for port in self._request.get_compiled_model().inputs}
+        self._request.infer({name: inputs[name] for name in taken})
         return np.array(self._request.get_tensor("logits").data)
 
     def latency(self, prompt: NDArray[np.int64]) -> dict[str, Any]:
-        return latency(self._directory, prompt, self._threads)
+        self._served = Served(self._directory, self._threads)
+        return self._served.latency(prompt)
+
+    def load(self, prompts: Tokens) -> dict[str, Any]:
+        if self._served is None:
+            self._served = Served(self._directory, self._threads)
+        return self._served.load(prompts)
+
+
+@runtime_checkable
+class UnderLoad(Protocol):
+    """A ``Runnable`` that can answer several prompts at the same time."""
+
+    def load(self, prompts: Tokens) -> dict[str, Any]:
+        """Answer prompts (streams, positions) together: a ``domain.Load`` as JSON."""
+        ...
 
 
 def compare(original: Scored, artifact: Scored, windows: NDArray[np.int64]) -> dict[str, Any]:
@@ -143,38 +170,115 @@ def _finite(value: float) -> float | None:
 
 
 def latency(directory: Path, prompt: NDArray[np.int64], threads: int) -> dict[str, Any]:
-    """Load time, and the medians of the first token's and each further token's time.
+    """Load time, and the medians of the first token's and each further token's time."""
+    return Served(directory, threads).latency(prompt)
 
-    Through ContinuousBatchingPipeline, the engine that will serve the artifact, one stream.
+
+class Served:
+    """An artifact in ContinuousBatchingPipeline, the engine that will serve it."""
+
+    def __init__(self, directory: Path, threads: int) -> None:
+        started = time.perf_counter()
+        self._pipeline = openvino_genai.ContinuousBatchingPipeline(
+            str(directory),
+            openvino_genai.SchedulerConfig(),
+            "CPU",
+            {"INFERENCE_NUM_THREADS": threads},
+        )
+        self._load_seconds = time.perf_counter() - started
+
+    def latency(self, prompt: NDArray[np.int64]) -> dict[str, Any]:
+        """Load time, and the medians of the first token's and each further token's time."""
+        alone = prompt[None, :LATENCY_PROMPT_TOKENS]
+        runs = [self._answer(alone, LATENCY_TOKENS) for _ in range(LATENCY_RUNS + 1)][1:]
+        first, each = np.median([run[:2] for run in runs], axis=0).tolist()
+        return {
+            "load_seconds": self._load_seconds,
+            "first_token_seconds": first,
+            "token_seconds": each,
+        }
+
+    def load(self, prompts: Tokens) -> dict[str, Any]:
+        self._answer(prompts, 2)  # its shapes are compiled at their first use
+        first, each, total = self._answer(prompts, LOAD_TOKENS)
+        return load_measurement(len(prompts), first, each, total)
+
+    def _answer(self, prompts: Tokens, tokens: int) -> tuple[float, float, float]:
+        """Medians over prompts of the seconds to the first token and of those a token after it;
+        and the seconds that all took."""
+        config = openvino_genai.GenerationConfig()
+        config.max_new_tokens = tokens
+        config.ignore_eos = True
+        started = time.perf_counter()
+        handles = [
+            self._pipeline.add_request(number, openvino.Tensor(prompt[None].copy()), config)
+            for number, prompt in enumerate(prompts)
+        ]
+        firsts, ends = dict[int, float](), dict[int, float]()
+        while self._pipeline.has_non_finished_requests():
+            self._pipeline.step()
+            now = time.perf_counter() - started
+            for number, handle in enumerate(handles):
+                if handle.can_read():
+                    firsts.setdefault(number, now)
+                if handle.get_status() == GenerationStatus.FINISHED:
+                    ends.setdefault(number, now)
+        each = [(ends[number] - first) / (tokens - 1) for number, first in firsts.items()]
+        return float(np.median([*firsts.values()])), float(np.median(each)), max(ends.values())
+
+
+def load_measurement(streams: int, first: float, each: float, total: float) -> dict[str, Any]:
+    """``service.proto``'s LoadMeasurement, of streams that wrote ``LOAD_TOKENS`` tokens each."""
+    return {
+        "streams": streams,
+        "tokens_per_second": streams * LOAD_TOKENS / total,
+        "first_token_seconds": first,
+        "token_seconds": each,
+    }
+
+
+def loads(artifact: Runnable, windows: Tokens, alone: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Speed at one stream, as ``latency`` measured it, and at ``LOAD_STREAMS`` where it can."""
+    first, each = alone["first_token_seconds"], alone["token_seconds"]
+    if first is None or each is None:
+        return []
+    one = load_measurement(1, first, each, first + (LOAD_TOKENS - 1) * each)
+    if not isinstance(artifact, UnderLoad):
+        return [one]
+    return [one, artifact.load(prompts(windows, LOAD_STREAMS))]
+
+
+def prompts(windows: Tokens, streams: int) -> Tokens:
+    """So many prompts of held-out text; the same ones again where there is too little of it."""
+    return np.resize(windows, (streams, min(LATENCY_PROMPT_TOKENS, windows.shape[1])))
+
+
+class Memory:
+    """The most that is in use while a model is loaded and run, beyond what was before.
+
+    The kernel keeps the peak of a process and lets it be set back (``man 5 proc``: clear_refs).
     """
-    started = time.perf_counter()
-    pipeline = openvino_genai.ContinuousBatchingPipeline(
-        str(directory),
-        openvino_genai.SchedulerConfig(),
-        "CPU",
-        {"INFERENCE_NUM_THREADS": threads},
-    )
-    load_seconds = time.perf_counter() - started
-    runs = [_generate(pipeline, number, prompt) for number in range(LATENCY_RUNS + 1)][1:]
-    first, each = (float(np.median(column)) for column in zip(*runs, strict=True))
-    return {"load_seconds": load_seconds, "first_token_seconds": first, "token_seconds": each}
+
+    def __init__(self) -> None:
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:  # the kernel does not let it: then nothing is said
+            self._before = None
+        else:
+            self._before = _resident_bytes("VmRSS")
+
+    def peak_bytes(self) -> int | None:
+        """Since this was made; None where the kernel does not say."""
+        peak = _resident_bytes("VmHWM")
+        return None if peak is None or self._before is None else max(peak - self._before, 0)
 
 
-def _generate(pipeline: Any, number: int, prompt: NDArray[np.int64]) -> tuple[float, float]:
-    """Seconds to the first token, and seconds a token after it."""
-    config = openvino_genai.GenerationConfig()
-    config.max_new_tokens = LATENCY_TOKENS
-    config.ignore_eos = True
-    ids = openvino.Tensor(prompt[None, :LATENCY_PROMPT_TOKENS].copy())
-    started = time.perf_counter()
-    handle = pipeline.add_request(number, ids, config)
-    pipeline.step()
-    first = time.perf_counter() - started
-    while pipeline.has_non_finished_requests():
-        pipeline.step()
-    total = time.perf_counter() - started
-    handle.read_all()
-    return first, (total - first) / (LATENCY_TOKENS - 1)
+def _resident_bytes(field: str) -> int | None:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) * 1024
+    return None
 
 
 def peak_memory_bytes() -> int:

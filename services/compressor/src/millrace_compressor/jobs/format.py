@@ -32,6 +32,7 @@ class Calibration(BaseModel):
     source: Source = "CALIBRATION_SOURCE_OWN"
     samples: int = 64
     seed: int = 0
+    compare: bool = False
 
 
 class Pruning(BaseModel):
@@ -47,7 +48,11 @@ class Pruning(BaseModel):
 
 
 class Recipe(BaseModel):
-    """``service.proto``: Recipe; None: the target's default."""
+    """``service.proto``: Recipe; None: the target's default.
+
+    Attributes:
+        layer_bits: bits by layer, where they are not all alike; set by searches, not by users.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -56,6 +61,23 @@ class Recipe(BaseModel):
     kv_cache_int8: bool = False
     calibration: Calibration = Calibration()
     pruning: Pruning = Pruning()
+    layer_bits: dict[str, Literal[4, 8]] = {}
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """What a tuning job has made of a pruned model.
+
+    Attributes:
+        checkpoint: a folder with ``model/``.
+        digest: of the checkpoint.
+        student: what was left by pruning, before that; it may be gone.
+    """
+
+    checkpoint: Path
+    digest: str
+    job: str
+    student: Path
 
 
 @dataclass(frozen=True)
@@ -65,6 +87,8 @@ class Conversion:
     Attributes:
         model: a folder, as ``save_pretrained`` leaves it.
         calibration: reads the windows that activations are observed on, chosen as the recipe says.
+        llm_compressor_python: the interpreter of its environment; None: the one beside the mesh's.
+        recovered: what the artifact is made of, where a pruned model has learned again.
     """
 
     model: Path
@@ -72,6 +96,8 @@ class Conversion:
     recipe: Recipe
     calibration: Callable[[], Tokens]
     threads: int
+    llm_compressor_python: Path | None = None
+    recovered: Recovered | None = None
 
 
 class Scored(Protocol):

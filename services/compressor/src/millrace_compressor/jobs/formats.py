@@ -3,6 +3,8 @@
 from millrace_compressor.jobs.format import Format
 from millrace_compressor.jobs.openvino_ir import OpenvinoIr
 from millrace_compressor.jobs.plain import Plain
+from millrace_compressor.jobs.pruning import Pruned
+from millrace_compressor.jobs.rounded import Rounded
 
 
 def format_of(target: str) -> Format:
@@ -15,4 +17,20 @@ def format_of(target: str) -> Format:
         return OpenvinoIr(target)
     if target == "safetensors":
         return Plain()
+    if target == "safetensors-bf16":
+        return Rounded()
+    if target == "safetensors-pruned":
+        return Pruned()
+    if target.startswith("onnx"):
+        from millrace_compressor.jobs.onnx_model import OnnxRuntime
+
+        return OnnxRuntime(target)
+    if target.startswith("tensorrt"):
+        from millrace_compressor.jobs.tensorrt_model import TensorRt
+
+        return TensorRt(target)
+    if target.startswith("compressed-tensors"):
+        from millrace_compressor.jobs.compressed_tensors import CompressedTensors
+
+        return CompressedTensors(target)
     raise NotImplementedError(target)

@@ -5,10 +5,10 @@ Four questions, each a stage of the report, and each answered from the artifact 
 merge         the checkpoint's weights are those that the job compared, and score as they did
 template      the artifact's tokenizer and template make the same token ids of the conversations
 export        what was exported scores as the checkpoint does
-quantisation  so does it in 8 bits
+quantisation  so does it in the artifact's few bits
 
-The 8-bit artifact is exported without a step in between. Only when it is beyond its limits is the
-checkpoint exported once more without quantisation, to say which of the two is at fault.
+An artifact of few bits is exported without a step in between. Only when it is beyond its limits is
+the checkpoint exported once more without quantisation, to say which of the two is at fault.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,6 +27,8 @@ from millrace_runtime import parity as comparison
 from millrace_runtime.parity import ARTIFACT, LIMITS, TRAINER, ParityError, Probe, Report, Stage
 
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
+# What these differ by is the export's doing, or what was meant to be taken away.
+_UNQUANTISED = frozenset({"float32", "float16", "bfloat16", "pruned"})
 _TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 Reexport = Callable[[], Scored]
@@ -124,7 +126,7 @@ def _changed(report: Report, folder: Path, is_meant: Callable[[str], bool]) -> s
 
 def _last(report: Report, before: Any, after: Any, dtype: str, reexport: Reexport) -> Stage:
     limits = LIMITS[dtype]
-    if dtype != "int8":
+    if dtype in _UNQUANTISED:
         return comparison.compare("export", before, after, limits)
     made = comparison.compare("quantisation", before, after, limits)
     if made.mismatch:

@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from millrace_compressor.jobs.evaluate import (
     LATENCY_PROMPT_TOKENS,
     LATENCY_RUNS,
     LATENCY_TOKENS,
+    LOAD_TOKENS,
+    load_measurement,
 )
-from millrace_compressor.jobs.format import Conversion, Logits
+from millrace_compressor.jobs.format import Conversion, Logits, Tokens
 from millrace_runtime.jobs import JobError
 
 WEIGHTS = "*.safetensors"
@@ -74,6 +76,13 @@ def size_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob(WEIGHTS))
 
 
+def read_model(directory: Path) -> Any:
+    """In the precision that it is kept in."""
+    return AutoModelForCausalLM.from_pretrained(
+        directory, dtype="auto", local_files_only=True, use_safetensors=True
+    )
+
+
 class Plain:
     """The format ``safetensors``, run by transformers."""
 
@@ -96,12 +105,10 @@ class Plain:
 class Artifact:
     """The artifact in its own precision, through transformers, as its engine runs it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, read: Callable[[Path], Any] = read_model) -> None:
         started = time.perf_counter()
-        self._model: Any = AutoModelForCausalLM.from_pretrained(
-            directory, dtype="auto", local_files_only=True, use_safetensors=True
-        )
-        self._load_seconds = time.perf_counter() - started
+        self._model = read(directory)
+        self.load_seconds = time.perf_counter() - started
 
     @property
     def dtype(self) -> str:
@@ -114,21 +121,27 @@ class Artifact:
 
     def latency(self, prompt: NDArray[np.int64]) -> dict[str, Any]:
         """Load time, and the medians of the first token's and each further token's time."""
-        runs = [self._generate(prompt) for _ in range(LATENCY_RUNS + 1)][1:]
-        first, each = (float(np.median(column)) for column in zip(*runs, strict=True))
+        alone = prompt[None, :LATENCY_PROMPT_TOKENS]
+        runs = [self._answer(alone, LATENCY_TOKENS) for _ in range(LATENCY_RUNS + 1)][1:]
+        first, each = np.median([run[:2] for run in runs], axis=0).tolist()
         return {
-            "load_seconds": self._load_seconds,
+            "load_seconds": self.load_seconds,
             "first_token_seconds": first,
             "token_seconds": each,
         }
 
+    def load(self, prompts: Tokens) -> dict[str, Any]:
+        """Prompts (streams, positions) in one batch: a ``domain.Load`` as JSON."""
+        self._answer(prompts, 2)
+        return load_measurement(len(prompts), *self._answer(prompts, LOAD_TOKENS))
+
     @torch.inference_mode()
-    def _generate(self, prompt: NDArray[np.int64]) -> tuple[float, float]:
-        """Seconds to the first token, and seconds a token after it; greedily, one stream."""
-        ids, cache, moments = torch.from_numpy(prompt[None, :LATENCY_PROMPT_TOKENS]), None, []
+    def _answer(self, prompts: Tokens, tokens: int) -> tuple[float, float, float]:
+        """Seconds to the first token, a token after it, and of all; greedily, in one batch."""
+        ids, cache, moments = torch.from_numpy(prompts), None, []
         started = time.perf_counter()
-        for _ in range(LATENCY_TOKENS):
+        for _ in range(tokens):
             told = self._model(input_ids=ids, past_key_values=cache, use_cache=True)
             ids, cache = told.logits[:, -1:].argmax(-1), told.past_key_values
             moments.append(time.perf_counter() - started)
-        return moments[0], (moments[-1] - moments[0]) / (LATENCY_TOKENS - 1)
+        return moments[0], (moments[-1] - moments[0]) / (tokens - 1), moments[-1]

@@ -9,24 +9,41 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import openvino
 from optimum.exporters.openvino.convert import export_tokenizer
 from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
 from transformers import AutoTokenizer
 
+from millrace_compressor.jobs.graphs import Graphs
 from millrace_runtime.jobs import JobError
 
-MODEL_FILE = "openvino_model.xml"
 WEIGHTS_FILE = "openvino_model.bin"
 _COPIED_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "README.md")
-_INT8_TYPES = frozenset({"i8", "u8"})
-# Norms, rotary tables and zero points stay in floating point; they are a percent or two.
-_LEAST_INT8_SHARE = 0.9
-_MATRIX_DIMENSIONS = 2
 
 
-def convert(model: Path, target: str, output: Path) -> None:
-    """Write the IR of the model in ``model`` (as ``save_pretrained`` leaves it) to ``output``.
+def convert(model: Path, target: str, output: Path, graphs: Graphs | None = None) -> None:
+    """Write the model in ``model`` (as ``save_pretrained`` leaves it) to ``output``: the IR, by a
+    graph of an earlier checkpoint where there is one, and all that belongs to its tokenizer.
+
+    Raises:
+        JobError: CHECKPOINT_INVALID, when transformers cannot load it.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise JobError("CHECKPOINT_INVALID", f"the model cannot be loaded: {error}") from error
+    if graphs is None or not graphs.fill(model, target, output):
+        export(model, target, output)
+        if graphs is not None:
+            graphs.keep(model, target, output)
+    export_tokenizer(tokenizer, output)
+    for name in _COPIED_FILES:
+        # Byte for byte as in training: what the tokenizer's own save would write may differ.
+        if (model / name).exists():
+            shutil.copyfile(model / name, output / name)
+
+
+def export(model: Path, target: str, output: Path) -> None:
+    """Trace the model, and write its IR to ``output``.
 
     Raises:
         JobError: CHECKPOINT_INVALID, when transformers cannot load it.
@@ -42,40 +59,6 @@ def convert(model: Path, target: str, output: Path) -> None:
             quantization_config=quantization,
             local_files_only=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise JobError("CHECKPOINT_INVALID", f"the model cannot be loaded: {error}") from error
     exported.save_pretrained(output)
-    export_tokenizer(tokenizer, output)
-    for name in _COPIED_FILES:
-        # Byte for byte as in training: what the tokenizer's own save would write may differ.
-        if (model / name).exists():
-            shutil.copyfile(model / name, output / name)
-
-
-def int8_share(output: Path) -> float:
-    """Share of the weight matrices' elements that the IR in ``output`` keeps in 8 bits."""
-    model = openvino.Core().read_model(output / MODEL_FILE)
-    sizes = {True: 0, False: 0}
-    for node in model.get_ops():
-        if node.get_type_name() == "Constant" and len(node.shape) >= _MATRIX_DIMENSIONS:
-            elements = 1
-            for extent in node.shape:
-                elements *= extent
-            sizes[node.get_element_type().get_type_name() in _INT8_TYPES] += elements
-    return sizes[True] / max(1, sum(sizes.values()))
-
-
-def inspect(output: Path, target: str) -> float:
-    """Check that the bytes are what the recipe says; return the share in 8 bits.
-
-    Raises:
-        JobError: QUANTIZATION_SKIPPED, with the share that was found.
-    """
-    share = int8_share(output)
-    if target == "openvino-int8" and share < _LEAST_INT8_SHARE:
-        raise JobError(
-            "QUANTIZATION_SKIPPED",
-            f"only {share:.0%} of the weights are in 8 bits, {_LEAST_INT8_SHARE:.0%} are needed",
-        )
-    return share

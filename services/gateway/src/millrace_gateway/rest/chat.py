@@ -61,8 +61,9 @@ class ChatRequest(SamplingBody):
     # Not supported: they are accepted when they ask for nothing, and else refused by name.
     modalities: list[Literal["text"]] | None = None
     store: Literal[False] | None = None
-    # Hints of the OpenAI API that have no effect on an answer here.
+    # A hint of the OpenAI API that has no effect on an answer here.
     prompt_cache_key: str | None = None
+    # Who asks: an A/B test keeps him on his side.
     safety_identifier: str | None = None
 
 
@@ -301,6 +302,7 @@ def _asked(
         service_tier=body.service_tier,
         is_streamed=bool(body.stream),
         deadline=deadline,
+        user=body.safety_identifier or body.user or "",
     )
 
 

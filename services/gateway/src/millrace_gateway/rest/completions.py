@@ -238,6 +238,7 @@ def _asked(
                 service_tier=body.service_tier,
                 is_streamed=bool(body.stream),
                 deadline=deadline,
+                user=body.user or "",
             ),
             body.n or 1,
         )

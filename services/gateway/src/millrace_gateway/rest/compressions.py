@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal
 
-from fastapi import Query
+from fastapi import Query, Response
 from pydantic import BaseModel, Field
 
 from millrace.compressor.v1 import service_pb2 as pb
@@ -20,6 +20,7 @@ from millrace_gateway.rest.listing import (
     page_size,
     token_after,
 )
+from millrace_gateway.rest.measurements import MeasurementsObject, Row, measurements, rows
 from millrace_gateway.rest.recipes import Recipe, recipe, recipe_message
 from millrace_gateway.rest.routing import router
 from millrace_gateway.rest.shapes import (
@@ -63,6 +64,10 @@ TargetWord = Literal[
     "tensorrt_fp8",
     "auto",
 ]
+ReportOf = Annotated[
+    Literal["checkpoint", "model"],
+    Query(description="Beside the artifacts of its checkpoint, or of its whole model."),
+]
 _CHECKPOINT = re.compile(r"(runs|jobs)/[A-Za-z0-9_-]{1,80}/checkpoints/[A-Za-z0-9_-]{1,80}")
 
 
@@ -83,54 +88,6 @@ class CreateCompression(RequestBody):
     target: TargetWord
     gate: Gate | None = None
     recipe: Recipe | None = None
-
-
-class ParityStage(BaseModel):
-    """One comparison of log-probabilities, in nats. ``mismatch`` is null when all is well."""
-
-    stage: str
-    tokens: int
-    mean_difference: float | None
-    maximum_difference: float | None
-    mean_limit: float
-    maximum_limit: float
-    mismatch: str | None
-
-
-class Parity(BaseModel):
-    """Whether every form of a tuned model says what the model in training said."""
-
-    probes: int
-    stages: list[ParityStage]
-
-
-class Load(BaseModel):
-    """Speed with some streams at the same time; the seconds are medians."""
-
-    streams: int
-    tokens_per_second: float
-    first_token_seconds: float
-    token_seconds: float
-
-
-class MeasurementsObject(BaseModel):
-    """Measured on the same held-out windows; null where not measured."""
-
-    original_perplexity: float | None = None
-    artifact_perplexity: float | None = None
-    kl_divergence: float | None = None
-    top1_agreement: float | None = None
-    original_size_bytes: int | None = None
-    artifact_size_bytes: int | None = None
-    load_seconds: float | None = None
-    first_token_seconds: float | None = None
-    token_seconds: float | None = None
-    peak_memory_bytes: int | None = None
-    evaluated_tokens: int | None = None
-    parity: Parity | None = None
-    original_loads: list[Load] = []
-    artifact_loads: list[Load] = []
-    weight_shares: dict[str, float] = {}
 
 
 class Verdict(BaseModel):
@@ -160,6 +117,18 @@ class Compression(BaseModel):
     verdict: Verdict | None
     measurements: MeasurementsObject
     artifact: Content | None
+
+
+class Report(BaseModel):
+    """What was measured of a compression, and of its like."""
+
+    object: Literal["compression.report"] = "compression.report"
+    compression: Compression
+    rows: list[Row]
+    others: Annotated[
+        list[Compression],
+        Field(description="What else was measured of its checkpoint (or model), newest first."),
+    ]
 
 
 @ROUTER.post("", response_model=Compression)
@@ -209,6 +178,40 @@ async def get_compression(compression_id: str, caller: CallerOf) -> Compression:
     return _compression(caller, response.compression)
 
 
+@ROUTER.get("/{compression_id}/report", response_model=Report)
+async def get_compression_report(
+    compression_id: str, caller: CallerOf, of: ReportOf = "checkpoint"
+) -> Report:
+    """What was measured, original beside artifact, and the other artifacts of the checkpoint."""
+    found = await _report(caller, compression_id, of, with_plot=False)
+    first, *others = [_compression(caller, each) for each in found.compressions]
+    return Report(compression=first, rows=rows(first.measurements), others=others)
+
+
+@ROUTER.get(
+    "/{compression_id}/report.svg",
+    response_class=Response,
+    responses={200: {"content": {"image/svg+xml": {}}, "description": "The plot."}},
+)
+async def get_compression_plot(
+    compression_id: str, caller: CallerOf, of: ReportOf = "checkpoint"
+) -> Response:
+    """Perplexity over size and over speed: the original and each artifact."""
+    found = await _report(caller, compression_id, of, with_plot=True)
+    return Response(found.plot, media_type="image/svg+xml")
+
+
+async def _report(
+    caller: Caller, compression_id: str, of: str, *, with_plot: bool
+) -> pb.GetCompressionReportResponse:
+    request = pb.GetCompressionReportRequest(
+        name=caller.name("compressions", compression_id, "compression"),
+        whole_model=of == "model",
+        with_plot=with_plot,
+    )
+    return await upstream.call(caller.upstream.compressor.GetCompressionReport, request)
+
+
 @ROUTER.post("/{compression_id}/cancel", response_model=Compression)
 async def cancel_compression(compression_id: str, caller: CallerOf) -> Compression:
     name = caller.name("compressions", compression_id, "compression")
@@ -251,40 +254,6 @@ async def _trained(services: upstream.Upstream, name: str) -> pb.CheckpointRefer
         final=trained.final,
         content=trained.content,
         evaluation=dataset.dataset.content,
-    )
-
-
-def measurements(message: pb.Measurements) -> MeasurementsObject:
-    """Those that were measured."""
-    measured = {field.name: value for field, value in message.ListFields()}
-    for name in ("original_loads", "artifact_loads"):
-        measured[name] = [_load(load) for load in measured.get(name, ())]
-    measured["weight_shares"] = dict(message.weight_shares)
-    if message.HasField("parity"):
-        stages = [_stage(stage) for stage in message.parity.stages]
-        measured["parity"] = Parity(probes=message.parity.probes, stages=stages)
-    return MeasurementsObject(**measured)
-
-
-def _load(message: pb.LoadMeasurement) -> Load:
-    return Load(
-        streams=message.streams,
-        tokens_per_second=message.tokens_per_second,
-        first_token_seconds=message.first_token_seconds,
-        token_seconds=message.token_seconds,
-    )
-
-
-def _stage(message: pb.ParityStage) -> ParityStage:
-    measured = message.HasField("mean_difference")
-    return ParityStage(
-        stage=message.stage,
-        tokens=message.tokens,
-        mean_difference=message.mean_difference if measured else None,
-        maximum_difference=message.maximum_difference if measured else None,
-        mean_limit=message.mean_limit,
-        maximum_limit=message.maximum_limit,
-        mismatch=message.mismatch or None,
     )
 
 

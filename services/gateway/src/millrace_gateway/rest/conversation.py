@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from millrace_gateway import chat_template
 from millrace_gateway.rest.shapes import RequestBody
 from millrace_gateway.rest.tools import ToolPlan
 from millrace_gateway.route import Target
+from millrace_runtime import chat_template
 from millrace_runtime.errors import InvalidArgument
 
 

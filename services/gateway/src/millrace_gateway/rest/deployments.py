@@ -31,6 +31,13 @@ from millrace_gateway.rest.shapes import (
     identifier,
     seconds,
 )
+from millrace_gateway.rest.strategies import (
+    FIELDS,
+    Canary,
+    Strategy,
+    strategy,
+    strategy_message,
+)
 
 ROUTER = router("deployments", "/v1/deployments")
 
@@ -40,12 +47,7 @@ _FIELDS = {
     "deployment.targets": "targets",
     "deployment.strategy": "strategy",
     "deployment.strategy.strategy": "strategy",
-    "deployment.strategy.canary.steps": "strategy.steps",
-    "deployment.strategy.canary.bake_seconds": "strategy.bake_seconds",
-    "deployment.strategy.canary.minimum_requests": "strategy.minimum_requests",
-    "deployment.strategy.canary.maximum_error_rate_increase": (
-        "strategy.maximum_error_rate_increase"
-    ),
+    **FIELDS,
     "deployment.serving.instance_count": "serving.instance_count",
     "deployment.serving.max_batch_size": "serving.max_batch_size",
     "deployment.serving.queue_policy.max_queue_size": "serving.queue_policy.max_queue_size",
@@ -54,24 +56,6 @@ _FIELDS = {
     ),
     "deployment.etag": "etag",
 }
-
-
-class Immediate(RequestBody):
-    """All traffic at once, as soon as the new version answers."""
-
-    type: Literal["immediate"]
-
-
-class Canary(RequestBody):
-    """A share of the requests first, in rising steps."""
-
-    type: Literal["canary"]
-    steps: Annotated[list[Annotated[Number, Field(gt=0, lt=1)]], Field(min_length=1)] = Field(
-        default=[0.25]
-    )
-    bake_seconds: Annotated[Number, Field(ge=0)] = 3.0
-    minimum_requests: Annotated[Int32, Field(ge=1)] = 8
-    maximum_error_rate_increase: Annotated[Number, Field(ge=0, le=1)] = 0.05
 
 
 def _refuse(value: Any) -> None:
@@ -124,7 +108,6 @@ class Serving(RequestBody):
     default_priority_level: Refused = None
 
 
-Strategy = Annotated[Immediate | Canary, Field(discriminator="type")]
 Tracking = Literal["every", "final"]
 Targets = Annotated[list[TargetWord], Field(min_length=1)]
 
@@ -243,11 +226,8 @@ def _change(deployment: pb.Deployment, body: CreateDeployment | UpdateDeployment
         deployment.targets[:] = values  # type: ignore[assignment]
     if body.gate is not None:
         deployment.gate.CopyFrom(compressor_pb2.GatePolicy(**given(body.gate)))
-    if isinstance(body.strategy, Immediate):
-        deployment.strategy.CopyFrom(pb.RolloutStrategy(immediate=pb.ImmediateStrategy()))
-    elif body.strategy is not None:
-        canary = pb.CanaryStrategy(**body.strategy.model_dump(exclude={"type"}))
-        deployment.strategy.CopyFrom(pb.RolloutStrategy(canary=canary))
+    if body.strategy is not None:
+        deployment.strategy.CopyFrom(strategy_message(body.strategy))
     if body.serving is not None:
         deployment.serving.CopyFrom(_serving(body.serving))
     if body.recipe is not None:
@@ -263,7 +243,7 @@ def _deployment(message: pb.Deployment) -> Deployment:
         tracking=enum_word(pb.CheckpointTracking, message.tracking, "CHECKPOINT_TRACKING_"),
         targets=[enum_word(compressor_pb2.Target, target, "TARGET_") for target in message.targets],
         gate=gate(message.gate),
-        strategy=_strategy(message.strategy),
+        strategy=strategy(message.strategy),
         serving=_served_as(message.serving),
         recipe=recipe(message.recipe),
         etag=message.etag,
@@ -296,18 +276,3 @@ def _served_as(message: pb.Serving) -> ServedAs:
 
 def _present(message: Message, field: str) -> Any:
     return getattr(message, field) if message.HasField(field) else None
-
-
-def _strategy(message: pb.RolloutStrategy) -> Immediate | Canary | None:
-    if message.HasField("immediate"):
-        return Immediate(type="immediate")
-    if not message.HasField("canary"):
-        return None
-    canary = message.canary
-    return Canary(
-        type="canary",
-        steps=list(canary.steps),
-        bake_seconds=canary.bake_seconds,
-        minimum_requests=canary.minimum_requests,
-        maximum_error_rate_increase=canary.maximum_error_rate_increase,
-    )

@@ -14,7 +14,6 @@ from millrace.compressor.v1.service_pb2 import Target
 from millrace.registry.v1 import service_pb2 as pb
 from millrace_gateway import route, upstream
 from millrace_gateway.rest.caller import Caller, CallerOf
-from millrace_gateway.rest.compressions import MeasurementsObject, measurements
 from millrace_gateway.rest.listing import (
     After,
     Limit,
@@ -23,6 +22,7 @@ from millrace_gateway.rest.listing import (
     page_size,
     token_after,
 )
+from millrace_gateway.rest.measurements import MeasurementsObject, measurements
 from millrace_gateway.rest.routing import router
 from millrace_gateway.rest.shapes import (
     Content,

@@ -24,6 +24,10 @@ class Calibration(RequestBody):
         Annotated[Int32, Field(ge=1, le=4096)] | None, Field(description="Windows of tokens.")
     ] = None
     seed: Annotated[Int64, Field(ge=0)] | None = None
+    compare: Annotated[
+        bool | None,
+        Field(description="Whether the other source is measured too; it takes twice as long."),
+    ] = None
 
 
 class Pruning(RequestBody):

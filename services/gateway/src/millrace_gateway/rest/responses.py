@@ -174,8 +174,9 @@ class ResponseRequest(RequestBody):
     conversation: str | dict[str, Any] | None = None
     # Not supported: accepted when it asks for nothing, and else refused by name.
     truncation: Literal["disabled"] | None = None
-    # Hints of the OpenAI API that have no effect on an answer here.
+    # A hint of the OpenAI API that has no effect on an answer here.
     prompt_cache_key: str | None = None
+    # Who asks: an A/B test keeps him on his side.
     safety_identifier: str | None = None
 
 
@@ -292,6 +293,7 @@ def _asked(
         service_tier=body.service_tier,
         is_streamed=bool(body.stream),
         deadline=deadline,
+        user=body.safety_identifier or body.user or "",
     )
 
 

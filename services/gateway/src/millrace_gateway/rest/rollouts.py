@@ -18,6 +18,7 @@ from millrace_gateway.rest.listing import (
     token_after,
 )
 from millrace_gateway.rest.models import resolve
+from millrace_gateway.rest.rollout_evidence import RolloutEvidence, evidence_of
 from millrace_gateway.rest.routing import router
 from millrace_gateway.rest.shapes import (
     RequestBody,
@@ -44,8 +45,40 @@ _FINGERPRINT = re.compile(r"fp_([0-9a-f]{16})")
 _RELATIVE_NAME = re.compile(r"[a-z]+/[A-Za-z0-9._:-]{1,256}(/[a-z]+/[A-Za-z0-9_-]{1,80})?")
 
 
+class RolloutStage(BaseModel):
+    """What the present step asks for: how long it lasts at least, and how many answers."""
+
+    strategy: str
+    seconds: float
+    minimum_requests: int
+    steps: int
+
+
+class RolloutSide(BaseModel):
+    """What the present step has seen of one version, the registry's own questions too."""
+
+    requests: int
+    failures: int
+    failure_rate: float
+    tokens: int
+    mean_first_token_seconds: float | None
+
+
+class RolloutShadow(BaseModel):
+    """Answers to mirrored requests beside those that clients got. ``agreement`` is the mean part of
+    the longer text with which both begin; of the requests alone that have one right answer."""
+
+    compared: int
+    agreement: float | None
+    truncated: int
+    failed: int
+    old_tokens: int
+    new_tokens: int
+
+
 class Rollout(BaseModel):
-    """``reason`` says why it stands as it does, with the figures."""
+    """``reason`` says why it stands as it does, with the figures. Those of its last step stay when
+    it has ended."""
 
     id: str
     object: Literal["rollout"] = "rollout"
@@ -62,6 +95,14 @@ class Rollout(BaseModel):
     reason: str
     requests: int
     failures: int
+    paused: bool
+    mirror_share: float
+    step_started_at: float | None
+    stage: RolloutStage | None
+    old: RolloutSide
+    new: RolloutSide
+    shadow: RolloutShadow | None
+    evidence: RolloutEvidence | None
 
 
 class Reverse(RequestBody):
@@ -115,9 +156,25 @@ async def get_rollout(rollout_id: str, caller: CallerOf) -> Rollout:
     return _rollout(response.rollout)
 
 
+@ROUTER.post("/v1/rollouts/{rollout_id}/pause", response_model=Rollout)
+async def pause_rollout(rollout_id: str, caller: CallerOf) -> Rollout:
+    """Keep a rollout where it is, with its share. One that fails is reversed all the same."""
+    request = pb.PauseRolloutRequest(name=caller.name("rollouts", rollout_id, "rollout"))
+    response = await upstream.call(caller.upstream.registry.PauseRollout, request)
+    return _rollout(response.rollout)
+
+
+@ROUTER.post("/v1/rollouts/{rollout_id}/resume", response_model=Rollout)
+async def resume_rollout(rollout_id: str, caller: CallerOf) -> Rollout:
+    """Let a paused rollout go on."""
+    request = pb.ResumeRolloutRequest(name=caller.name("rollouts", rollout_id, "rollout"))
+    response = await upstream.call(caller.upstream.registry.ResumeRollout, request)
+    return _rollout(response.rollout)
+
+
 @ROUTER.post("/v1/rollouts/{rollout_id}/promote", response_model=Rollout)
 async def promote_rollout(rollout_id: str, caller: CallerOf) -> Rollout:
-    """Settle a rollout now, whatever its canary has still to show."""
+    """Settle a rollout whose new version answers now, whatever it has still to show."""
     request = pb.PromoteRolloutRequest(name=caller.name("rollouts", rollout_id, "rollout"))
     response = await upstream.call(caller.upstream.registry.PromoteRollout, request)
     return _rollout(response.rollout)
@@ -188,4 +245,49 @@ def _rollout(message: pb.Rollout) -> Rollout:
         reason=message.reason,
         requests=message.requests,
         failures=message.failures,
+        paused=message.paused,
+        mirror_share=message.mirror_share,
+        step_started_at=_moment(message),
+        stage=_stage(message.stage) if message.stage.strategy else None,
+        old=_side(message.old_side),
+        new=_side(message.new_side),
+        shadow=_shadow(message.shadow) if message.stage.strategy == "shadow" else None,
+        evidence=evidence_of(message.evidence) if message.HasField("evidence") else None,
+    )
+
+
+def _moment(message: pb.Rollout) -> float | None:
+    """When its step began, in seconds; parts of them matter to a step that lasts three."""
+    if not message.HasField("step_time"):
+        return None
+    return message.step_time.ToMilliseconds() / 1000
+
+
+def _stage(message: pb.RolloutStage) -> RolloutStage:
+    return RolloutStage(
+        strategy=message.strategy,
+        seconds=message.seconds,
+        minimum_requests=message.minimum_requests,
+        steps=message.steps,
+    )
+
+
+def _side(message: pb.RolloutSide) -> RolloutSide:
+    return RolloutSide(
+        requests=message.requests,
+        failures=message.failures,
+        failure_rate=message.failures / message.requests if message.requests else 0.0,
+        tokens=message.tokens,
+        mean_first_token_seconds=message.mean_first_token_seconds if message.timed else None,
+    )
+
+
+def _shadow(message: pb.RolloutShadow) -> RolloutShadow:
+    return RolloutShadow(
+        compared=message.compared,
+        agreement=message.agreement if message.compared else None,
+        truncated=message.truncated,
+        failed=message.failed,
+        old_tokens=message.old_tokens,
+        new_tokens=message.new_tokens,
     )

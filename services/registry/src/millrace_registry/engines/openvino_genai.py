@@ -286,6 +286,8 @@ class TritonPythonModel:
 
 
 def start_pipeline(artifact: Path, setting: dict[str, int]) -> Any:
+    """The precision of keys and values is the artifact's: its IR names KV_CACHE_PRECISION among
+    its runtime options, which no property here may overrule."""
     scheduler = genai.SchedulerConfig()
     scheduler.cache_size = setting["cache_gibibytes"]
     scheduler.max_num_batched_tokens = setting["max_batched_tokens"]

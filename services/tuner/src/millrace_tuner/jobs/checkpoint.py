@@ -8,6 +8,7 @@
                                   with its card (absent where the adapter cannot be merged)
         adapter/                  the adapter alone, PEFT format (absent after full fine-tuning)
         evaluation/heldout-00000.npy
+        calibration/train-00000.npy   rows of the training file, for the compressor
       training_state/00000031/    the newest only; kind "training-state"
       metrics.jsonl
 

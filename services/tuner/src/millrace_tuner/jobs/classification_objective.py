@@ -169,6 +169,9 @@ class ClassificationObjective:
     def heldout_stream(self) -> None:
         """A classifier is not compressed."""
 
+    def calibration_rows(self) -> None:
+        """There is nothing to compress it for."""
+
 
 def _row(example: ClassExample) -> dict[str, Any]:
     return {"input_ids": example.token_ids, "label": example.number}

@@ -2,7 +2,8 @@
 
 Reads a base checkpoint (the student), the checkpoint of a model with the same vocabulary (the
 teacher) and a file of conversations, and brings the student's distribution at every token of the
-answers near the teacher's (Agarwal et al. 2023, arXiv:2306.13649). Of the steps, the share
+answers near the teacher's (Agarwal et al. 2023, arXiv:2306.13649); of what a compression has
+pruned, at every token of windows of what it was trained on. Of the steps, the share
 ``own_answers`` learn from answers that the student writes itself; what is written, and at which
 steps, is drawn from the seed and the step alone. What it writes and says is as of
 ``jobs.supervised``; its metrics are train_loss (the divergence, in nats a token), train_entropy
@@ -18,7 +19,7 @@ from pathlib import Path
 from millrace_examples.kinds import Conversation
 from millrace_runtime import jobs, manifest
 from millrace_runtime.jobs import JobError, Reporter
-from millrace_tuner.jobs import flow, reading, supervised
+from millrace_tuner.jobs import examples, flow, reading, supervised, token_windows
 from millrace_tuner.jobs.cancellation import Cancellation
 from millrace_tuner.jobs.specification import Spec
 from millrace_tuner.methods import Distillation
@@ -33,18 +34,23 @@ def learn(spec: Spec, reporter: Reporter, cancellation: Cancellation) -> None:
     method = spec.method
     if not isinstance(method, Distillation):
         raise JobError("INVALID_SPEC", f"method.kind is {method.kind}, not distillation")
-    training, validation = reading.files(spec, Conversation)
+    read = None if token_windows.is_meant(spec) else reading.files(spec, Conversation)
     teacher = verified_teacher(spec)
     cancellation.raise_if_requested()
     # Imported here: this takes seconds, and files with mistakes are refused before it.
-    from millrace_tuner.jobs.codec import load_codec
+    from millrace_tuner.jobs.codec import load_codec, load_plain_codec
     from millrace_tuner.jobs.distillation_objective import DistillationObjective
+    from millrace_tuner.jobs.supervised_objective import Material
     from millrace_tuner.jobs.training import Run
 
-    codec = load_codec(spec.base_checkpoint_path / "model")
+    load = load_plain_codec if read is None else load_codec
+    codec = load(spec.base_checkpoint_path / "model")
     cancellation.raise_if_requested()
     limit = reading.sequence_limit(spec)
-    material = supervised.prepare(limit, training, validation, codec, reporter, cancellation)
+    if read is None:
+        material = Material(*examples.split(token_windows.read(spec)), "split", 0, 0)
+    else:
+        material = supervised.prepare(limit, *read, codec, reporter, cancellation)
     objective = DistillationObjective(codec, material, method, teacher, limit)
     Run(spec, objective, codec.tokenizer, reporter, cancellation).train()
 

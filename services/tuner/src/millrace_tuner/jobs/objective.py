@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, Trainer
 
+from millrace_tuner.jobs.calibration import Rows
+
 if TYPE_CHECKING:
     from millrace_tuner.jobs.training import Run
 
@@ -76,3 +78,6 @@ class Objective(Protocol):
     def heldout_stream(self) -> NDArray[Any] | None:
         """Held-out tokens by which what is made of a checkpoint is judged; shape (tokens,).
         None: it is not compressed."""
+
+    def calibration_rows(self) -> Rows | None:
+        """What the compressor may observe activations on; None: it is not compressed."""

@@ -12,6 +12,7 @@ from torch.utils.data import Sampler
 from transformers import GenerationConfig, PreTrainedModel
 
 from millrace_tuner.jobs import examples
+from millrace_tuner.jobs.calibration import Rows
 from millrace_tuner.jobs.codec import ChatCodec
 from millrace_tuner.jobs.examples import Example
 from millrace_tuner.jobs.objective import Counts
@@ -168,6 +169,14 @@ def stream(
         _example(prompt.token_ids, answer) for prompt, answer in zip(prompts, answers, strict=True)
     ]
     return examples.heldout_stream(written, tokenizer.eos_token_id, len(tokenizer))
+
+
+def calibration_rows(material: Material) -> Rows:
+    """The prompts: answers are written anew in each epoch, and nobody keeps them."""
+    return Rows(
+        [prompt.token_ids for prompt in material.training],
+        [prompt.token_ids for prompt in material.heldout],
+    )
 
 
 def _example(prompt: NDArray[np.int32], answer: NDArray[np.int32]) -> Example:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from trl.trainer.utils import add_fused_lm_head
 
 from millrace_tuner.jobs import adapter, policy
+from millrace_tuner.jobs.calibration import Rows
 from millrace_tuner.jobs.codec import ChatCodec
 from millrace_tuner.jobs.objective import Criterion
 from millrace_tuner.jobs.policy import PromptSampler
@@ -109,3 +110,6 @@ class PpoObjective:
     def heldout_stream(self) -> NDArray[Any]:
         """Held-out prompts with the answers that were measured."""
         return policy.stream(self._codec, self._material.heldout, self._greedy)
+
+    def calibration_rows(self) -> Rows:
+        return policy.calibration_rows(self._material)

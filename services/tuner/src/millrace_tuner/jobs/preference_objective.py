@@ -20,6 +20,7 @@ from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
 from millrace_runtime.jobs import JobError
 from millrace_tuner.jobs import adapter, examples, preference_measures
+from millrace_tuner.jobs.calibration import Rows
 from millrace_tuner.jobs.codec import ChatCodec
 from millrace_tuner.jobs.examples import Example
 from millrace_tuner.jobs.objective import Counts, Criterion
@@ -132,6 +133,14 @@ class ComparedObjective(_PreferenceObjective[Compared]):
         """The held-out prompts, each with the answer that was preferred."""
         return self._stream([example.preferred for example in self._material.heldout])
 
+    def calibration_rows(self) -> Rows:
+        """The prompts, each with the answer that was preferred."""
+        training, heldout = self._material.training, self._material.heldout
+        return Rows(
+            [example.preferred.token_ids for example in training],
+            [example.preferred.token_ids for example in heldout],
+        )
+
 
 class JudgedObjective(_PreferenceObjective[Verdict]):
     """``objective.Objective`` of the method "kto"."""
@@ -172,6 +181,14 @@ class JudgedObjective(_PreferenceObjective[Verdict]):
         heldout = self._material.heldout
         good = [example.answer for example in heldout if example.is_good]
         return self._stream(good or [example.answer for example in heldout])
+
+    def calibration_rows(self) -> Rows:
+        """The prompts with their good answers: the bad ones are not what it is to say."""
+        training, heldout = self._material.training, self._material.heldout
+        return Rows(
+            [example.answer.token_ids for example in training if example.is_good],
+            [example.answer.token_ids for example in heldout],
+        )
 
 
 def _arguments(run: Run) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from trl.trainer.rloo_config import RLOOConfig
 from trl.trainer.rloo_trainer import RLOOTrainer
 
 from millrace_tuner.jobs import adapter, policy
+from millrace_tuner.jobs.calibration import Rows
 from millrace_tuner.jobs.codec import ChatCodec
 from millrace_tuner.jobs.grading import Grading
 from millrace_tuner.jobs.objective import Criterion
@@ -185,6 +186,9 @@ class ReinforcementObjective:
         run = self._run
         answers = self._greedy or policy.write(run.model, heldout, self._pen, 0.0, run.precision)
         return policy.stream(self._codec, heldout, answers)
+
+    def calibration_rows(self) -> Rows:
+        return policy.calibration_rows(self._material)
 
 
 class Interval(TrainerCallback):

@@ -110,3 +110,6 @@ class RewardObjective:
 
     def heldout_stream(self) -> None:
         """A model of scores is not compressed."""
+
+    def calibration_rows(self) -> None:
+        """There is nothing to compress it for."""

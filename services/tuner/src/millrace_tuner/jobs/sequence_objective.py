@@ -161,6 +161,9 @@ class SequenceObjective:
     def heldout_stream(self) -> None:
         """What has an encoder is not compressed."""
 
+    def calibration_rows(self) -> None:
+        """There is nothing to compress it for."""
+
 
 def _first_token(model: Any) -> int | None:
     """With which the decoder begins; some checkpoints say it for generation only."""

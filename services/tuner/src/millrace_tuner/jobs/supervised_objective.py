@@ -20,6 +20,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from millrace_tuner.jobs import adapter, evaluation, examples, packing
+from millrace_tuner.jobs.calibration import Rows
 from millrace_tuner.jobs.codec import ChatCodec
 from millrace_tuner.jobs.examples import Example
 from millrace_tuner.jobs.objective import Counts, Criterion
@@ -158,6 +159,11 @@ class SupervisedObjective:
         return examples.heldout_stream(
             self._material.heldout, tokenizer.eos_token_id, len(tokenizer)
         )
+
+    def calibration_rows(self) -> Rows:
+        """The examples, whole: what is learned of them and what comes before it."""
+        training, heldout = self._material.training, self._material.heldout
+        return Rows([e.token_ids for e in training], [e.token_ids for e in heldout])
 
 
 def _wants_packing(spec: Spec) -> bool:

@@ -19,7 +19,7 @@ from millrace_runtime import manifest
 from millrace_runtime.jobs import JobError, Reporter
 from millrace_runtime.tracking import Tracking
 from millrace_tuner.domain import Integration
-from millrace_tuner.jobs import adapter, checkpoint, model_card, parity, zero
+from millrace_tuner.jobs import adapter, calibration, checkpoint, model_card, parity, zero
 from millrace_tuner.jobs.adaptive_rank import RankAllocation
 from millrace_tuner.jobs.cancellation import Cancellation
 from millrace_tuner.jobs.checkpoint import Committed
@@ -216,6 +216,15 @@ class Run:
         if stream is not None:
             (temporary / "evaluation").mkdir()
             np.save(temporary / "evaluation" / "heldout-00000.npy", stream, allow_pickle=False)
+        rows = self.objective.calibration_rows()
+        if rows is not None and stream is not None:
+            calibration.write(
+                temporary,
+                rows,
+                seed=self.spec.seed,
+                separator_id=self.tokenizer.eos_token_id,
+                dtype=stream.dtype,
+            )
 
     def _metadata(self, state: TrainerState, measured: dict[str, float]) -> dict[str, Any]:
         epoch = state.global_step // self.steps_per_epoch

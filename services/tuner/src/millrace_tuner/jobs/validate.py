@@ -31,6 +31,7 @@ from millrace_tuner.jobs import (
     reward,
     sequence,
     text_windows,
+    token_windows,
 )
 from millrace_tuner.jobs.preference_examples import Material
 from millrace_tuner.jobs.specification import Spec
@@ -161,9 +162,20 @@ def _prompts(
 
 
 def _distilled(spec: Spec) -> Counted:
-    counted = _conversations(spec)
+    counted = _token_windows(spec) if token_windows.is_meant(spec) else _conversations(spec)
     distillation.verified_teacher(spec)
     return counted
+
+
+def _token_windows(spec: Spec) -> Counted:
+    training, heldout = examples.split(token_windows.read(spec))
+    _verify_base(spec)
+    return _of_lengths(
+        [len(window.token_ids) for window in training],
+        [len(window.token_ids) for window in heldout],
+        "split",
+        truncated=0,
+    )
 
 
 def _windows(spec: Spec) -> Counted:

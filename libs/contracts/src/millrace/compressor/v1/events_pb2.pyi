@@ -5,6 +5,7 @@ Facts of the compression stage."""
 
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from millrace.compressor.v1 import service_pb2 as _service_pb2
 from millrace.lifecycle.v1 import lifecycle_pb2 as _lifecycle_pb2
 import builtins as _builtins
@@ -31,6 +32,8 @@ class ArtifactFinished(_message.Message):
     ARTIFACT_FIELD_NUMBER: _builtins.int
     MEASUREMENTS_FIELD_NUMBER: _builtins.int
     VERDICT_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    FINISH_TIME_FIELD_NUMBER: _builtins.int
     compression: _builtins.str
     target: _service_pb2.Target.ValueType
     deployment: _builtins.str
@@ -42,6 +45,12 @@ class ArtifactFinished(_message.Message):
     def measurements(self) -> _service_pb2.Measurements: ...
     @_builtins.property
     def verdict(self) -> _service_pb2.Verdict: ...
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """When the compression was begun, and when it was done."""
+
+    @_builtins.property
+    def finish_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
         self,
         *,
@@ -52,10 +61,12 @@ class ArtifactFinished(_message.Message):
         artifact: _lifecycle_pb2.Content | None = ...,
         measurements: _service_pb2.Measurements | None = ...,
         verdict: _service_pb2.Verdict | None = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        finish_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "checkpoint", b"checkpoint", "measurements", b"measurements", "verdict", b"verdict"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "checkpoint", b"checkpoint", "finish_time", b"finish_time", "measurements", b"measurements", "start_time", b"start_time", "verdict", b"verdict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "checkpoint", b"checkpoint", "compression", b"compression", "deployment", b"deployment", "measurements", b"measurements", "target", b"target", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "checkpoint", b"checkpoint", "compression", b"compression", "deployment", b"deployment", "finish_time", b"finish_time", "measurements", b"measurements", "start_time", b"start_time", "target", b"target", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

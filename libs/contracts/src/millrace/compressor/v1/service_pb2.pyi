@@ -155,25 +155,33 @@ class Calibration(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     SAMPLES_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    COMPARE_FIELD_NUMBER: _builtins.int
     source: Global___CalibrationSource.ValueType
     samples: _builtins.int
     """Windows of tokens."""
     seed: _builtins.int
+    compare: _builtins.bool
+    """Whether the artifact is also made with the other source, and measured beside this one."""
     def __init__(
         self,
         *,
         source: Global___CalibrationSource.ValueType = ...,
         samples: _builtins.int | None = ...,
         seed: _builtins.int | None = ...,
+        compare: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_samples", b"_samples", "_seed", b"_seed", "samples", b"samples", "seed", b"seed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_compare", b"_compare", "_samples", b"_samples", "_seed", b"_seed", "compare", b"compare", "samples", b"samples", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_samples", b"_samples", "_seed", b"_seed", "samples", b"samples", "seed", b"seed", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_compare", b"_compare", "_samples", b"_samples", "_seed", b"_seed", "compare", b"compare", "samples", b"samples", "seed", b"seed", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__compare: _TypeAlias = _typing.Literal["compare"]  # noqa: Y015
+    _WhichOneofArgType__compare: _TypeAlias = _typing.Literal["_compare", b"_compare"]  # noqa: Y015
     _WhichOneofReturnType__samples: _TypeAlias = _typing.Literal["samples"]  # noqa: Y015
     _WhichOneofArgType__samples: _TypeAlias = _typing.Literal["_samples", b"_samples"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__compare) -> _WhichOneofReturnType__compare | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__samples) -> _WhichOneofReturnType__samples | None: ...
     @_typing.overload
@@ -420,6 +428,10 @@ class Measurements(_message.Message):
     ORIGINAL_LOADS_FIELD_NUMBER: _builtins.int
     ARTIFACT_LOADS_FIELD_NUMBER: _builtins.int
     WEIGHT_SHARES_FIELD_NUMBER: _builtins.int
+    ORIGINAL_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    ARTIFACT_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    ORIGINAL_LOAD_SECONDS_FIELD_NUMBER: _builtins.int
+    CALIBRATION_FIELD_NUMBER: _builtins.int
     original_perplexity: _builtins.float
     artifact_perplexity: _builtins.float
     kl_divergence: _builtins.float
@@ -433,6 +445,10 @@ class Measurements(_message.Message):
     token_seconds: _builtins.float
     peak_memory_bytes: _builtins.int
     evaluated_tokens: _builtins.int
+    original_memory_bytes: _builtins.int
+    """Most memory that was in use at once, beyond what the process had before it loaded them."""
+    artifact_memory_bytes: _builtins.int
+    original_load_seconds: _builtins.float
     @_builtins.property
     def parity(self) -> Global___Parity:
         """Absent for checkpoints that have no probes: those of training runs."""
@@ -448,6 +464,10 @@ class Measurements(_message.Message):
         """Precision ("int8", "float32", …) -> share of the weights' elements that the artifact's own
         bytes keep in it.
         """
+
+    @_builtins.property
+    def calibration(self) -> Global___CalibrationRecord:
+        """Absent for targets that are not calibrated."""
 
     def __init__(
         self,
@@ -467,11 +487,17 @@ class Measurements(_message.Message):
         original_loads: _abc.Iterable[Global___LoadMeasurement] | None = ...,
         artifact_loads: _abc.Iterable[Global___LoadMeasurement] | None = ...,
         weight_shares: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        original_memory_bytes: _builtins.int | None = ...,
+        artifact_memory_bytes: _builtins.int | None = ...,
+        original_load_seconds: _builtins.float | None = ...,
+        calibration: Global___CalibrationRecord | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_artifact_perplexity", b"_artifact_perplexity", "_first_token_seconds", b"_first_token_seconds", "_kl_divergence", b"_kl_divergence", "_load_seconds", b"_load_seconds", "_original_perplexity", b"_original_perplexity", "_token_seconds", b"_token_seconds", "_top1_agreement", b"_top1_agreement", "artifact_perplexity", b"artifact_perplexity", "first_token_seconds", b"first_token_seconds", "kl_divergence", b"kl_divergence", "load_seconds", b"load_seconds", "original_perplexity", b"original_perplexity", "parity", b"parity", "token_seconds", b"token_seconds", "top1_agreement", b"top1_agreement"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_artifact_memory_bytes", b"_artifact_memory_bytes", "_artifact_perplexity", b"_artifact_perplexity", "_first_token_seconds", b"_first_token_seconds", "_kl_divergence", b"_kl_divergence", "_load_seconds", b"_load_seconds", "_original_load_seconds", b"_original_load_seconds", "_original_memory_bytes", b"_original_memory_bytes", "_original_perplexity", b"_original_perplexity", "_token_seconds", b"_token_seconds", "_top1_agreement", b"_top1_agreement", "artifact_memory_bytes", b"artifact_memory_bytes", "artifact_perplexity", b"artifact_perplexity", "calibration", b"calibration", "first_token_seconds", b"first_token_seconds", "kl_divergence", b"kl_divergence", "load_seconds", b"load_seconds", "original_load_seconds", b"original_load_seconds", "original_memory_bytes", b"original_memory_bytes", "original_perplexity", b"original_perplexity", "parity", b"parity", "token_seconds", b"token_seconds", "top1_agreement", b"top1_agreement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_artifact_perplexity", b"_artifact_perplexity", "_first_token_seconds", b"_first_token_seconds", "_kl_divergence", b"_kl_divergence", "_load_seconds", b"_load_seconds", "_original_perplexity", b"_original_perplexity", "_token_seconds", b"_token_seconds", "_top1_agreement", b"_top1_agreement", "artifact_loads", b"artifact_loads", "artifact_perplexity", b"artifact_perplexity", "artifact_size_bytes", b"artifact_size_bytes", "evaluated_tokens", b"evaluated_tokens", "first_token_seconds", b"first_token_seconds", "kl_divergence", b"kl_divergence", "load_seconds", b"load_seconds", "original_loads", b"original_loads", "original_perplexity", b"original_perplexity", "original_size_bytes", b"original_size_bytes", "parity", b"parity", "peak_memory_bytes", b"peak_memory_bytes", "token_seconds", b"token_seconds", "top1_agreement", b"top1_agreement", "weight_shares", b"weight_shares"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_artifact_memory_bytes", b"_artifact_memory_bytes", "_artifact_perplexity", b"_artifact_perplexity", "_first_token_seconds", b"_first_token_seconds", "_kl_divergence", b"_kl_divergence", "_load_seconds", b"_load_seconds", "_original_load_seconds", b"_original_load_seconds", "_original_memory_bytes", b"_original_memory_bytes", "_original_perplexity", b"_original_perplexity", "_token_seconds", b"_token_seconds", "_top1_agreement", b"_top1_agreement", "artifact_loads", b"artifact_loads", "artifact_memory_bytes", b"artifact_memory_bytes", "artifact_perplexity", b"artifact_perplexity", "artifact_size_bytes", b"artifact_size_bytes", "calibration", b"calibration", "evaluated_tokens", b"evaluated_tokens", "first_token_seconds", b"first_token_seconds", "kl_divergence", b"kl_divergence", "load_seconds", b"load_seconds", "original_load_seconds", b"original_load_seconds", "original_loads", b"original_loads", "original_memory_bytes", b"original_memory_bytes", "original_perplexity", b"original_perplexity", "original_size_bytes", b"original_size_bytes", "parity", b"parity", "peak_memory_bytes", b"peak_memory_bytes", "token_seconds", b"token_seconds", "top1_agreement", b"top1_agreement", "weight_shares", b"weight_shares"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__artifact_memory_bytes: _TypeAlias = _typing.Literal["artifact_memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__artifact_memory_bytes: _TypeAlias = _typing.Literal["_artifact_memory_bytes", b"_artifact_memory_bytes"]  # noqa: Y015
     _WhichOneofReturnType__artifact_perplexity: _TypeAlias = _typing.Literal["artifact_perplexity"]  # noqa: Y015
     _WhichOneofArgType__artifact_perplexity: _TypeAlias = _typing.Literal["_artifact_perplexity", b"_artifact_perplexity"]  # noqa: Y015
     _WhichOneofReturnType__first_token_seconds: _TypeAlias = _typing.Literal["first_token_seconds"]  # noqa: Y015
@@ -480,12 +506,18 @@ class Measurements(_message.Message):
     _WhichOneofArgType__kl_divergence: _TypeAlias = _typing.Literal["_kl_divergence", b"_kl_divergence"]  # noqa: Y015
     _WhichOneofReturnType__load_seconds: _TypeAlias = _typing.Literal["load_seconds"]  # noqa: Y015
     _WhichOneofArgType__load_seconds: _TypeAlias = _typing.Literal["_load_seconds", b"_load_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__original_load_seconds: _TypeAlias = _typing.Literal["original_load_seconds"]  # noqa: Y015
+    _WhichOneofArgType__original_load_seconds: _TypeAlias = _typing.Literal["_original_load_seconds", b"_original_load_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__original_memory_bytes: _TypeAlias = _typing.Literal["original_memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__original_memory_bytes: _TypeAlias = _typing.Literal["_original_memory_bytes", b"_original_memory_bytes"]  # noqa: Y015
     _WhichOneofReturnType__original_perplexity: _TypeAlias = _typing.Literal["original_perplexity"]  # noqa: Y015
     _WhichOneofArgType__original_perplexity: _TypeAlias = _typing.Literal["_original_perplexity", b"_original_perplexity"]  # noqa: Y015
     _WhichOneofReturnType__token_seconds: _TypeAlias = _typing.Literal["token_seconds"]  # noqa: Y015
     _WhichOneofArgType__token_seconds: _TypeAlias = _typing.Literal["_token_seconds", b"_token_seconds"]  # noqa: Y015
     _WhichOneofReturnType__top1_agreement: _TypeAlias = _typing.Literal["top1_agreement"]  # noqa: Y015
     _WhichOneofArgType__top1_agreement: _TypeAlias = _typing.Literal["_top1_agreement", b"_top1_agreement"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__artifact_memory_bytes) -> _WhichOneofReturnType__artifact_memory_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__artifact_perplexity) -> _WhichOneofReturnType__artifact_perplexity | None: ...
     @_typing.overload
@@ -495,6 +527,10 @@ class Measurements(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__load_seconds) -> _WhichOneofReturnType__load_seconds | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__original_load_seconds) -> _WhichOneofReturnType__original_load_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__original_memory_bytes) -> _WhichOneofReturnType__original_memory_bytes | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__original_perplexity) -> _WhichOneofReturnType__original_perplexity | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__token_seconds) -> _WhichOneofReturnType__token_seconds | None: ...
@@ -502,6 +538,98 @@ class Measurements(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top1_agreement) -> _WhichOneofReturnType__top1_agreement | None: ...
 
 Global___Measurements: _TypeAlias = Measurements  # noqa: Y015
+
+@_typing.final
+class CalibrationRecord(_message.Message):
+    """What an artifact was calibrated on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    WINDOWS_FIELD_NUMBER: _builtins.int
+    WINDOW_TOKENS_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    EXCLUDED_WINDOWS_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    OTHER_FIELD_NUMBER: _builtins.int
+    source: Global___CalibrationSource.ValueType
+    seed: _builtins.int
+    windows: _builtins.int
+    window_tokens: _builtins.int
+    digest: _builtins.str
+    """Of the windows' token ids: the same data, source and seed give the same."""
+    excluded_windows: _builtins.int
+    """Left out, as they are among the windows that judge."""
+    note: _builtins.str
+    """Why the source is not the one that was asked for; empty where it is."""
+    @_builtins.property
+    def other(self) -> Global___CalibrationComparison:
+        """How the artifact would be with the other source, where the recipe asked."""
+
+    def __init__(
+        self,
+        *,
+        source: Global___CalibrationSource.ValueType = ...,
+        seed: _builtins.int = ...,
+        windows: _builtins.int = ...,
+        window_tokens: _builtins.int = ...,
+        digest: _builtins.str = ...,
+        excluded_windows: _builtins.int = ...,
+        note: _builtins.str = ...,
+        other: Global___CalibrationComparison | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["other", b"other"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "excluded_windows", b"excluded_windows", "note", b"note", "other", b"other", "seed", b"seed", "source", b"source", "window_tokens", b"window_tokens", "windows", b"windows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CalibrationRecord: _TypeAlias = CalibrationRecord  # noqa: Y015
+
+@_typing.final
+class CalibrationComparison(_message.Message):
+    """An artifact of the same checkpoint and recipe that was calibrated on the other source."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    ARTIFACT_PERPLEXITY_FIELD_NUMBER: _builtins.int
+    KL_DIVERGENCE_FIELD_NUMBER: _builtins.int
+    TOP1_AGREEMENT_FIELD_NUMBER: _builtins.int
+    source: Global___CalibrationSource.ValueType
+    digest: _builtins.str
+    artifact_perplexity: _builtins.float
+    kl_divergence: _builtins.float
+    top1_agreement: _builtins.float
+    def __init__(
+        self,
+        *,
+        source: Global___CalibrationSource.ValueType = ...,
+        digest: _builtins.str = ...,
+        artifact_perplexity: _builtins.float | None = ...,
+        kl_divergence: _builtins.float | None = ...,
+        top1_agreement: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_artifact_perplexity", b"_artifact_perplexity", "_kl_divergence", b"_kl_divergence", "_top1_agreement", b"_top1_agreement", "artifact_perplexity", b"artifact_perplexity", "kl_divergence", b"kl_divergence", "top1_agreement", b"top1_agreement"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_artifact_perplexity", b"_artifact_perplexity", "_kl_divergence", b"_kl_divergence", "_top1_agreement", b"_top1_agreement", "artifact_perplexity", b"artifact_perplexity", "digest", b"digest", "kl_divergence", b"kl_divergence", "source", b"source", "top1_agreement", b"top1_agreement"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__artifact_perplexity: _TypeAlias = _typing.Literal["artifact_perplexity"]  # noqa: Y015
+    _WhichOneofArgType__artifact_perplexity: _TypeAlias = _typing.Literal["_artifact_perplexity", b"_artifact_perplexity"]  # noqa: Y015
+    _WhichOneofReturnType__kl_divergence: _TypeAlias = _typing.Literal["kl_divergence"]  # noqa: Y015
+    _WhichOneofArgType__kl_divergence: _TypeAlias = _typing.Literal["_kl_divergence", b"_kl_divergence"]  # noqa: Y015
+    _WhichOneofReturnType__top1_agreement: _TypeAlias = _typing.Literal["top1_agreement"]  # noqa: Y015
+    _WhichOneofArgType__top1_agreement: _TypeAlias = _typing.Literal["_top1_agreement", b"_top1_agreement"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__artifact_perplexity) -> _WhichOneofReturnType__artifact_perplexity | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kl_divergence) -> _WhichOneofReturnType__kl_divergence | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top1_agreement) -> _WhichOneofReturnType__top1_agreement | None: ...
+
+Global___CalibrationComparison: _TypeAlias = CalibrationComparison  # noqa: Y015
 
 @_typing.final
 class LoadMeasurement(_message.Message):
@@ -911,3 +1039,56 @@ class CancelCompressionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelCompressionResponse: _TypeAlias = CancelCompressionResponse  # noqa: Y015
+
+@_typing.final
+class GetCompressionReportRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    WHOLE_MODEL_FIELD_NUMBER: _builtins.int
+    WITH_PLOT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    whole_model: _builtins.bool
+    """With the artifacts of all checkpoints of its model, not of its own alone."""
+    with_plot: _builtins.bool
+    """Whether `plot` is wanted."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        whole_model: _builtins.bool = ...,
+        with_plot: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "whole_model", b"whole_model", "with_plot", b"with_plot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCompressionReportRequest: _TypeAlias = GetCompressionReportRequest  # noqa: Y015
+
+@_typing.final
+class GetCompressionReportResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPRESSIONS_FIELD_NUMBER: _builtins.int
+    PLOT_FIELD_NUMBER: _builtins.int
+    plot: _builtins.bytes
+    """SVG: quality over size and over speed, of the original and of each artifact."""
+    @_builtins.property
+    def compressions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Compression]:
+        """It, and then what else was measured of its checkpoint (or model), newest first."""
+
+    def __init__(
+        self,
+        *,
+        compressions: _abc.Iterable[Global___Compression] | None = ...,
+        plot: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compressions", b"compressions", "plot", b"plot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCompressionReportResponse: _TypeAlias = GetCompressionReportResponse  # noqa: Y015

@@ -56,6 +56,11 @@ class CompressorServiceStub:
                 request_serializer=millrace_dot_compressor_dot_v1_dot_service__pb2.CancelCompressionRequest.SerializeToString,
                 response_deserializer=millrace_dot_compressor_dot_v1_dot_service__pb2.CancelCompressionResponse.FromString,
                 _registered_method=True)
+        self.GetCompressionReport = channel.unary_unary(
+                '/millrace.compressor.v1.CompressorService/GetCompressionReport',
+                request_serializer=millrace_dot_compressor_dot_v1_dot_service__pb2.GetCompressionReportRequest.SerializeToString,
+                response_deserializer=millrace_dot_compressor_dot_v1_dot_service__pb2.GetCompressionReportResponse.FromString,
+                _registered_method=True)
 
 
 class CompressorServiceServicer:
@@ -87,6 +92,13 @@ class CompressorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCompressionReport(self, request, context):
+        """What was measured of a compression and of its like, as a picture too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CompressorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -109,6 +121,11 @@ def add_CompressorServiceServicer_to_server(servicer, server):
                     servicer.CancelCompression,
                     request_deserializer=millrace_dot_compressor_dot_v1_dot_service__pb2.CancelCompressionRequest.FromString,
                     response_serializer=millrace_dot_compressor_dot_v1_dot_service__pb2.CancelCompressionResponse.SerializeToString,
+            ),
+            'GetCompressionReport': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCompressionReport,
+                    request_deserializer=millrace_dot_compressor_dot_v1_dot_service__pb2.GetCompressionReportRequest.FromString,
+                    response_serializer=millrace_dot_compressor_dot_v1_dot_service__pb2.GetCompressionReportResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -221,6 +238,33 @@ class CompressorService:
             '/millrace.compressor.v1.CompressorService/CancelCompression',
             millrace_dot_compressor_dot_v1_dot_service__pb2.CancelCompressionRequest.SerializeToString,
             millrace_dot_compressor_dot_v1_dot_service__pb2.CancelCompressionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCompressionReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/millrace.compressor.v1.CompressorService/GetCompressionReport',
+            millrace_dot_compressor_dot_v1_dot_service__pb2.GetCompressionReportRequest.SerializeToString,
+            millrace_dot_compressor_dot_v1_dot_service__pb2.GetCompressionReportResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,8 @@ class CompressorServiceStub:
     GetCompression: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetCompressionRequest, _service_pb2.GetCompressionResponse]
     ListCompressions: _grpc.UnaryUnaryMultiCallable[_service_pb2.ListCompressionsRequest, _service_pb2.ListCompressionsResponse]
     CancelCompression: _grpc.UnaryUnaryMultiCallable[_service_pb2.CancelCompressionRequest, _service_pb2.CancelCompressionResponse]
+    GetCompressionReport: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetCompressionReportRequest, _service_pb2.GetCompressionReportResponse]
+    """What was measured of a compression and of its like, as a picture too."""
 
 @_typing.type_check_only
 class CompressorServiceAsyncStub(CompressorServiceStub):
@@ -51,6 +53,8 @@ class CompressorServiceAsyncStub(CompressorServiceStub):
     GetCompression: _aio.UnaryUnaryMultiCallable[_service_pb2.GetCompressionRequest, _service_pb2.GetCompressionResponse]  # type: ignore[assignment]
     ListCompressions: _aio.UnaryUnaryMultiCallable[_service_pb2.ListCompressionsRequest, _service_pb2.ListCompressionsResponse]  # type: ignore[assignment]
     CancelCompression: _aio.UnaryUnaryMultiCallable[_service_pb2.CancelCompressionRequest, _service_pb2.CancelCompressionResponse]  # type: ignore[assignment]
+    GetCompressionReport: _aio.UnaryUnaryMultiCallable[_service_pb2.GetCompressionReportRequest, _service_pb2.GetCompressionReportResponse]  # type: ignore[assignment]
+    """What was measured of a compression and of its like, as a picture too."""
 
 class CompressorServiceServicer(metaclass=_abc_1.ABCMeta):
     """Owns compressions and the artifacts they make. Compressions are made by facts
@@ -84,5 +88,13 @@ class CompressorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _service_pb2.CancelCompressionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.CancelCompressionResponse, _abc.Awaitable[_service_pb2.CancelCompressionResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetCompressionReport(
+        self,
+        request: _service_pb2.GetCompressionReportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.GetCompressionReportResponse, _abc.Awaitable[_service_pb2.GetCompressionReportResponse]]:
+        """What was measured of a compression and of its like, as a picture too."""
 
 def add_CompressorServiceServicer_to_server(servicer: CompressorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

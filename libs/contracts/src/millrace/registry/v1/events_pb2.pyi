@@ -203,3 +203,57 @@ class RolloutReversed(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RolloutReversed: _TypeAlias = RolloutReversed  # noqa: Y015
+
+@_typing.final
+class RolloutPaused(_message.Message):
+    """millrace.{tenant}.registry.rollout.paused"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    TO_VERSION_FIELD_NUMBER: _builtins.int
+    rollout: _builtins.str
+    model: _builtins.str
+    to_version: _builtins.int
+    def __init__(
+        self,
+        *,
+        rollout: _builtins.str = ...,
+        model: _builtins.str = ...,
+        to_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "rollout", b"rollout", "to_version", b"to_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolloutPaused: _TypeAlias = RolloutPaused  # noqa: Y015
+
+@_typing.final
+class RolloutResumed(_message.Message):
+    """millrace.{tenant}.registry.rollout.resumed"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    TO_VERSION_FIELD_NUMBER: _builtins.int
+    rollout: _builtins.str
+    model: _builtins.str
+    to_version: _builtins.int
+    def __init__(
+        self,
+        *,
+        rollout: _builtins.str = ...,
+        model: _builtins.str = ...,
+        to_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "rollout", b"rollout", "to_version", b"to_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolloutResumed: _TypeAlias = RolloutResumed  # noqa: Y015

@@ -66,6 +66,31 @@ CHECKPOINT_TRACKING_EVERY: CheckpointTracking.ValueType  # 1
 CHECKPOINT_TRACKING_FINAL: CheckpointTracking.ValueType  # 2
 Global___CheckpointTracking: _TypeAlias = CheckpointTracking  # noqa: Y015
 
+class _SplitEnd:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SplitEndEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SplitEnd.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SPLIT_END_UNSPECIFIED: _SplitEnd.ValueType  # 0
+    SPLIT_END_PROMOTE_BETTER: _SplitEnd.ValueType  # 1
+    """The new one settles if it did better than the old one, and is reversed otherwise."""
+    SPLIT_END_KEEP_OLD: _SplitEnd.ValueType  # 2
+    """The new one is reversed whatever it did: only the figures were wanted."""
+    SPLIT_END_PROMOTE_UNLESS_WORSE: _SplitEnd.ValueType  # 3
+    """The new one settles unless it did worse."""
+
+class SplitEnd(_SplitEnd, metaclass=_SplitEndEnumTypeWrapper): ...
+
+SPLIT_END_UNSPECIFIED: SplitEnd.ValueType  # 0
+SPLIT_END_PROMOTE_BETTER: SplitEnd.ValueType  # 1
+"""The new one settles if it did better than the old one, and is reversed otherwise."""
+SPLIT_END_KEEP_OLD: SplitEnd.ValueType  # 2
+"""The new one is reversed whatever it did: only the figures were wanted."""
+SPLIT_END_PROMOTE_UNLESS_WORSE: SplitEnd.ValueType  # 3
+"""The new one settles unless it did worse."""
+Global___SplitEnd: _TypeAlias = SplitEnd  # noqa: Y015
+
 class _RolloutState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -82,6 +107,14 @@ class _RolloutStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RolloutS
     ROLLOUT_STATE_REVERSED: _RolloutState.ValueType  # 5
     ROLLOUT_STATE_SUPERSEDED: _RolloutState.ValueType  # 6
     """A newer version came before this one had its turn."""
+    ROLLOUT_STATE_SHADOW: _RolloutState.ValueType  # 7
+    """Requests are mirrored to the new version; the old one answers."""
+    ROLLOUT_STATE_STANDBY: _RolloutState.ValueType  # 8
+    """Loaded and checked beside the old version, without traffic (blue-green)."""
+    ROLLOUT_STATE_SWITCHED: _RolloutState.ValueType  # 9
+    """It has all the traffic; the old version stays loaded for a while (blue-green)."""
+    ROLLOUT_STATE_SPLIT: _RolloutState.ValueType  # 10
+    """Each of the two versions answers its users (A/B)."""
 
 class RolloutState(_RolloutState, metaclass=_RolloutStateEnumTypeWrapper): ...
 
@@ -95,6 +128,14 @@ ROLLOUT_STATE_SETTLED: RolloutState.ValueType  # 4
 ROLLOUT_STATE_REVERSED: RolloutState.ValueType  # 5
 ROLLOUT_STATE_SUPERSEDED: RolloutState.ValueType  # 6
 """A newer version came before this one had its turn."""
+ROLLOUT_STATE_SHADOW: RolloutState.ValueType  # 7
+"""Requests are mirrored to the new version; the old one answers."""
+ROLLOUT_STATE_STANDBY: RolloutState.ValueType  # 8
+"""Loaded and checked beside the old version, without traffic (blue-green)."""
+ROLLOUT_STATE_SWITCHED: RolloutState.ValueType  # 9
+"""It has all the traffic; the old version stays loaded for a while (blue-green)."""
+ROLLOUT_STATE_SPLIT: RolloutState.ValueType  # 10
+"""Each of the two versions answers its users (A/B)."""
 Global___RolloutState: _TypeAlias = RolloutState  # noqa: Y015
 
 @_typing.final
@@ -218,21 +259,33 @@ class RolloutStrategy(_message.Message):
 
     IMMEDIATE_FIELD_NUMBER: _builtins.int
     CANARY_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
+    BLUE_GREEN_FIELD_NUMBER: _builtins.int
+    SPLIT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def immediate(self) -> Global___ImmediateStrategy: ...
     @_builtins.property
     def canary(self) -> Global___CanaryStrategy: ...
+    @_builtins.property
+    def shadow(self) -> Global___ShadowStrategy: ...
+    @_builtins.property
+    def blue_green(self) -> Global___BlueGreenStrategy: ...
+    @_builtins.property
+    def split(self) -> Global___SplitStrategy: ...
     def __init__(
         self,
         *,
         immediate: Global___ImmediateStrategy | None = ...,
         canary: Global___CanaryStrategy | None = ...,
+        shadow: Global___ShadowStrategy | None = ...,
+        blue_green: Global___BlueGreenStrategy | None = ...,
+        split: Global___SplitStrategy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "immediate", b"immediate", "strategy", b"strategy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["blue_green", b"blue_green", "canary", b"canary", "immediate", b"immediate", "shadow", b"shadow", "split", b"split", "strategy", b"strategy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "immediate", b"immediate", "strategy", b"strategy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blue_green", b"blue_green", "canary", b"canary", "immediate", b"immediate", "shadow", b"shadow", "split", b"split", "strategy", b"strategy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_strategy: _TypeAlias = _typing.Literal["immediate", "canary"]  # noqa: Y015
+    _WhichOneofReturnType_strategy: _TypeAlias = _typing.Literal["immediate", "canary", "shadow", "blue_green", "split"]  # noqa: Y015
     _WhichOneofArgType_strategy: _TypeAlias = _typing.Literal["strategy", b"strategy"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_strategy) -> _WhichOneofReturnType_strategy | None: ...
 
@@ -288,6 +341,117 @@ class CanaryStrategy(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CanaryStrategy: _TypeAlias = CanaryStrategy  # noqa: Y015
+
+@_typing.final
+class ShadowStrategy(_message.Message):
+    """The old version answers; a share of the requests is sent to the new one too, whose answers are
+    compared and never returned. Then all traffic moves, or a canary follows.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARE_FIELD_NUMBER: _builtins.int
+    BAKE_SECONDS_FIELD_NUMBER: _builtins.int
+    MINIMUM_REQUESTS_FIELD_NUMBER: _builtins.int
+    MAXIMUM_ERROR_RATE_INCREASE_FIELD_NUMBER: _builtins.int
+    THEN_CANARY_FIELD_NUMBER: _builtins.int
+    share: _builtins.float
+    """Of the requests, how many are mirrored. A gateway under load mirrors fewer."""
+    bake_seconds: _builtins.float
+    minimum_requests: _builtins.int
+    """As a canary's."""
+    maximum_error_rate_increase: _builtins.float
+    @_builtins.property
+    def then_canary(self) -> Global___CanaryStrategy:
+        """What follows a shadow that went well; absent: all traffic at once."""
+
+    def __init__(
+        self,
+        *,
+        share: _builtins.float = ...,
+        bake_seconds: _builtins.float = ...,
+        minimum_requests: _builtins.int = ...,
+        maximum_error_rate_increase: _builtins.float = ...,
+        then_canary: Global___CanaryStrategy | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["then_canary", b"then_canary"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bake_seconds", b"bake_seconds", "maximum_error_rate_increase", b"maximum_error_rate_increase", "minimum_requests", b"minimum_requests", "share", b"share", "then_canary", b"then_canary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShadowStrategy: _TypeAlias = ShadowStrategy  # noqa: Y015
+
+@_typing.final
+class BlueGreenStrategy(_message.Message):
+    """The new version stands beside the old one without traffic until it has passed its checks; then all
+    traffic goes to it at once, and the old one stays loaded, so that the way back is instant.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BAKE_SECONDS_FIELD_NUMBER: _builtins.int
+    MINIMUM_REQUESTS_FIELD_NUMBER: _builtins.int
+    MAXIMUM_ERROR_RATE_INCREASE_FIELD_NUMBER: _builtins.int
+    KEEP_SECONDS_FIELD_NUMBER: _builtins.int
+    bake_seconds: _builtins.float
+    """How long it stands by at least, asked by the registry alone."""
+    minimum_requests: _builtins.int
+    """Answers it must have given, before traffic goes to it and again before the rollout settles."""
+    maximum_error_rate_increase: _builtins.float
+    keep_seconds: _builtins.float
+    """How long the old one stays loaded after the switch, with no traffic."""
+    def __init__(
+        self,
+        *,
+        bake_seconds: _builtins.float = ...,
+        minimum_requests: _builtins.int = ...,
+        maximum_error_rate_increase: _builtins.float = ...,
+        keep_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bake_seconds", b"bake_seconds", "keep_seconds", b"keep_seconds", "maximum_error_rate_increase", b"maximum_error_rate_increase", "minimum_requests", b"minimum_requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BlueGreenStrategy: _TypeAlias = BlueGreenStrategy  # noqa: Y015
+
+@_typing.final
+class SplitStrategy(_message.Message):
+    """A/B: both versions answer for a time, and each user is answered by the same one all the time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARE_FIELD_NUMBER: _builtins.int
+    DURATION_SECONDS_FIELD_NUMBER: _builtins.int
+    MINIMUM_REQUESTS_FIELD_NUMBER: _builtins.int
+    MAXIMUM_ERROR_RATE_INCREASE_FIELD_NUMBER: _builtins.int
+    ON_END_FIELD_NUMBER: _builtins.int
+    share: _builtins.float
+    """Of the users, how many the new version answers. Who somebody is, the request's
+    `safety_identifier` or `user` says, else its key.
+    """
+    duration_seconds: _builtins.float
+    minimum_requests: _builtins.int
+    maximum_error_rate_increase: _builtins.float
+    on_end: Global___SplitEnd.ValueType
+    def __init__(
+        self,
+        *,
+        share: _builtins.float = ...,
+        duration_seconds: _builtins.float = ...,
+        minimum_requests: _builtins.int = ...,
+        maximum_error_rate_increase: _builtins.float = ...,
+        on_end: Global___SplitEnd.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration_seconds", b"duration_seconds", "maximum_error_rate_increase", b"maximum_error_rate_increase", "minimum_requests", b"minimum_requests", "on_end", b"on_end", "share", b"share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SplitStrategy: _TypeAlias = SplitStrategy  # noqa: Y015
 
 @_typing.final
 class QueuePolicy(_message.Message):
@@ -428,6 +592,113 @@ class Deployment(_message.Message):
 Global___Deployment: _TypeAlias = Deployment  # noqa: Y015
 
 @_typing.final
+class RolloutStage(_message.Message):
+    """What the present step of a rollout asks for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    MINIMUM_REQUESTS_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    strategy: _builtins.str
+    """"immediate", "canary", "shadow", "blue_green" or "split"."""
+    seconds: _builtins.float
+    """How long the step lasts at least."""
+    minimum_requests: _builtins.int
+    steps: _builtins.int
+    """Steps of the canary; 1 for what has no steps."""
+    def __init__(
+        self,
+        *,
+        strategy: _builtins.str = ...,
+        seconds: _builtins.float = ...,
+        minimum_requests: _builtins.int = ...,
+        steps: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["minimum_requests", b"minimum_requests", "seconds", b"seconds", "steps", b"steps", "strategy", b"strategy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolloutStage: _TypeAlias = RolloutStage  # noqa: Y015
+
+@_typing.final
+class RolloutSide(_message.Message):
+    """What has been seen of one version in the present step of a rollout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    TIMED_FIELD_NUMBER: _builtins.int
+    MEAN_FIRST_TOKEN_SECONDS_FIELD_NUMBER: _builtins.int
+    requests: _builtins.int
+    failures: _builtins.int
+    tokens: _builtins.int
+    timed: _builtins.int
+    """Whole answers to clients; the registry's own questions are not among them."""
+    mean_first_token_seconds: _builtins.float
+    """Mean over those; 0 when there are none."""
+    def __init__(
+        self,
+        *,
+        requests: _builtins.int = ...,
+        failures: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+        timed: _builtins.int = ...,
+        mean_first_token_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failures", b"failures", "mean_first_token_seconds", b"mean_first_token_seconds", "requests", b"requests", "timed", b"timed", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolloutSide: _TypeAlias = RolloutSide  # noqa: Y015
+
+@_typing.final
+class RolloutShadow(_message.Message):
+    """How the new version's answers to mirrored requests differ from those that clients got."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPARED_FIELD_NUMBER: _builtins.int
+    AGREEMENT_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    OLD_TOKENS_FIELD_NUMBER: _builtins.int
+    NEW_TOKENS_FIELD_NUMBER: _builtins.int
+    compared: _builtins.int
+    agreement: _builtins.float
+    """Mean part of the longer text with which both begin, in [0, 1]; 0 when nothing was compared."""
+    truncated: _builtins.int
+    """Of the compared, new answers that were cut at their longest where the old ones ended."""
+    failed: _builtins.int
+    """Mirrored requests without a whole answer."""
+    old_tokens: _builtins.int
+    new_tokens: _builtins.int
+    def __init__(
+        self,
+        *,
+        compared: _builtins.int = ...,
+        agreement: _builtins.float = ...,
+        truncated: _builtins.int = ...,
+        failed: _builtins.int = ...,
+        old_tokens: _builtins.int = ...,
+        new_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "compared", b"compared", "failed", b"failed", "new_tokens", b"new_tokens", "old_tokens", b"old_tokens", "truncated", b"truncated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolloutShadow: _TypeAlias = RolloutShadow  # noqa: Y015
+
+@_typing.final
 class Rollout(_message.Message):
     """The road from one version to the next."""
 
@@ -447,6 +718,14 @@ class Rollout(_message.Message):
     FINISH_TIME_FIELD_NUMBER: _builtins.int
     REQUESTS_FIELD_NUMBER: _builtins.int
     FAILURES_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    MIRROR_SHARE_FIELD_NUMBER: _builtins.int
+    STEP_TIME_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    OLD_SIDE_FIELD_NUMBER: _builtins.int
+    NEW_SIDE_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """tenants/{tenant}/rollouts/{rollout}"""
     deployment: _builtins.str
@@ -463,12 +742,33 @@ class Rollout(_message.Message):
     requests: _builtins.int
     """Observed in the current step."""
     failures: _builtins.int
+    paused: _builtins.bool
+    mirror_share: _builtins.float
+    """Of the requests, how many are mirrored to the new version."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def finish_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def evidence(self) -> Global___RolloutEvidence:
+        """What it is judged by; kept as it was when it ended."""
+
+    @_builtins.property
+    def step_time(self) -> _timestamp_pb2.Timestamp:
+        """When the present step began."""
+
+    @_builtins.property
+    def stage(self) -> Global___RolloutStage: ...
+    @_builtins.property
+    def old_side(self) -> Global___RolloutSide:
+        """Figures of the present step, and of the last one when it has ended."""
+
+    @_builtins.property
+    def new_side(self) -> Global___RolloutSide: ...
+    @_builtins.property
+    def shadow(self) -> Global___RolloutShadow: ...
     def __init__(
         self,
         *,
@@ -486,14 +786,128 @@ class Rollout(_message.Message):
         finish_time: _timestamp_pb2.Timestamp | None = ...,
         requests: _builtins.int = ...,
         failures: _builtins.int = ...,
+        evidence: Global___RolloutEvidence | None = ...,
+        paused: _builtins.bool = ...,
+        mirror_share: _builtins.float = ...,
+        step_time: _timestamp_pb2.Timestamp | None = ...,
+        stage: Global___RolloutStage | None = ...,
+        old_side: Global___RolloutSide | None = ...,
+        new_side: Global___RolloutSide | None = ...,
+        shadow: Global___RolloutShadow | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "finish_time", b"finish_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "evidence", b"evidence", "finish_time", b"finish_time", "new_side", b"new_side", "old_side", b"old_side", "shadow", b"shadow", "stage", b"stage", "step_time", b"step_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deployment", b"deployment", "failures", b"failures", "finish_time", b"finish_time", "from_version", b"from_version", "model", b"model", "name", b"name", "reason", b"reason", "requests", b"requests", "state", b"state", "step", b"step", "to_version", b"to_version", "traffic_share", b"traffic_share", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deployment", b"deployment", "evidence", b"evidence", "failures", b"failures", "finish_time", b"finish_time", "from_version", b"from_version", "mirror_share", b"mirror_share", "model", b"model", "name", b"name", "new_side", b"new_side", "old_side", b"old_side", "paused", b"paused", "reason", b"reason", "requests", b"requests", "shadow", b"shadow", "stage", b"stage", "state", b"state", "step", b"step", "step_time", b"step_time", "to_version", b"to_version", "traffic_share", b"traffic_share", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Rollout: _TypeAlias = Rollout  # noqa: Y015
+
+@_typing.final
+class RolloutEvidence(_message.Message):
+    """What a rollout's present step is judged by."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NEW_FIELD_NUMBER: _builtins.int
+    OLD_FIELD_NUMBER: _builtins.int
+    PAIRS_FIELD_NUMBER: _builtins.int
+    PAIRS_EXPECTED_FIELD_NUMBER: _builtins.int
+    UNSCORED_FIELD_NUMBER: _builtins.int
+    MEAN_SCORE_DIFFERENCE_FIELD_NUMBER: _builtins.int
+    pairs: _builtins.int
+    """Prompts that both versions have scored, and how many there will be."""
+    pairs_expected: _builtins.int
+    unscored: _builtins.int
+    """Of these, prompts that the new version alone could not score."""
+    mean_score_difference: _builtins.float
+    """Mean over the others: what the new version's score of a prompt is above the old one's, in nats
+    a token.
+    """
+    @_builtins.property
+    def new(self) -> Global___AnswerFigures: ...
+    @_builtins.property
+    def old(self) -> Global___AnswerFigures: ...
+    def __init__(
+        self,
+        *,
+        new: Global___AnswerFigures | None = ...,
+        old: Global___AnswerFigures | None = ...,
+        pairs: _builtins.int = ...,
+        pairs_expected: _builtins.int = ...,
+        unscored: _builtins.int = ...,
+        mean_score_difference: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mean_score_difference", b"_mean_score_difference", "mean_score_difference", b"mean_score_difference", "new", b"new", "old", b"old"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mean_score_difference", b"_mean_score_difference", "mean_score_difference", b"mean_score_difference", "new", b"new", "old", b"old", "pairs", b"pairs", "pairs_expected", b"pairs_expected", "unscored", b"unscored"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__mean_score_difference: _TypeAlias = _typing.Literal["mean_score_difference"]  # noqa: Y015
+    _WhichOneofArgType__mean_score_difference: _TypeAlias = _typing.Literal["_mean_score_difference", b"_mean_score_difference"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mean_score_difference) -> _WhichOneofReturnType__mean_score_difference | None: ...
+
+Global___RolloutEvidence: _TypeAlias = RolloutEvidence  # noqa: Y015
+
+@_typing.final
+class AnswerFigures(_message.Message):
+    """How one version answered. Latencies are of clients' whole answers; absent when there were none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    FIRST_TOKEN_SECONDS_P50_FIELD_NUMBER: _builtins.int
+    FIRST_TOKEN_SECONDS_P95_FIELD_NUMBER: _builtins.int
+    TOKEN_SECONDS_P50_FIELD_NUMBER: _builtins.int
+    MEAN_TOKENS_FIELD_NUMBER: _builtins.int
+    CUT_SHARE_FIELD_NUMBER: _builtins.int
+    requests: _builtins.int
+    failures: _builtins.int
+    first_token_seconds_p50: _builtins.float
+    first_token_seconds_p95: _builtins.float
+    token_seconds_p50: _builtins.float
+    """Each further token's, on average over an answer."""
+    mean_tokens: _builtins.float
+    """Tokens of an answer, on average."""
+    cut_share: _builtins.float
+    """Share of the answers that were cut at their largest length."""
+    def __init__(
+        self,
+        *,
+        requests: _builtins.int = ...,
+        failures: _builtins.int = ...,
+        first_token_seconds_p50: _builtins.float | None = ...,
+        first_token_seconds_p95: _builtins.float | None = ...,
+        token_seconds_p50: _builtins.float | None = ...,
+        mean_tokens: _builtins.float | None = ...,
+        cut_share: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cut_share", b"_cut_share", "_first_token_seconds_p50", b"_first_token_seconds_p50", "_first_token_seconds_p95", b"_first_token_seconds_p95", "_mean_tokens", b"_mean_tokens", "_token_seconds_p50", b"_token_seconds_p50", "cut_share", b"cut_share", "first_token_seconds_p50", b"first_token_seconds_p50", "first_token_seconds_p95", b"first_token_seconds_p95", "mean_tokens", b"mean_tokens", "token_seconds_p50", b"token_seconds_p50"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cut_share", b"_cut_share", "_first_token_seconds_p50", b"_first_token_seconds_p50", "_first_token_seconds_p95", b"_first_token_seconds_p95", "_mean_tokens", b"_mean_tokens", "_token_seconds_p50", b"_token_seconds_p50", "cut_share", b"cut_share", "failures", b"failures", "first_token_seconds_p50", b"first_token_seconds_p50", "first_token_seconds_p95", b"first_token_seconds_p95", "mean_tokens", b"mean_tokens", "requests", b"requests", "token_seconds_p50", b"token_seconds_p50"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cut_share: _TypeAlias = _typing.Literal["cut_share"]  # noqa: Y015
+    _WhichOneofArgType__cut_share: _TypeAlias = _typing.Literal["_cut_share", b"_cut_share"]  # noqa: Y015
+    _WhichOneofReturnType__first_token_seconds_p50: _TypeAlias = _typing.Literal["first_token_seconds_p50"]  # noqa: Y015
+    _WhichOneofArgType__first_token_seconds_p50: _TypeAlias = _typing.Literal["_first_token_seconds_p50", b"_first_token_seconds_p50"]  # noqa: Y015
+    _WhichOneofReturnType__first_token_seconds_p95: _TypeAlias = _typing.Literal["first_token_seconds_p95"]  # noqa: Y015
+    _WhichOneofArgType__first_token_seconds_p95: _TypeAlias = _typing.Literal["_first_token_seconds_p95", b"_first_token_seconds_p95"]  # noqa: Y015
+    _WhichOneofReturnType__mean_tokens: _TypeAlias = _typing.Literal["mean_tokens"]  # noqa: Y015
+    _WhichOneofArgType__mean_tokens: _TypeAlias = _typing.Literal["_mean_tokens", b"_mean_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__token_seconds_p50: _TypeAlias = _typing.Literal["token_seconds_p50"]  # noqa: Y015
+    _WhichOneofArgType__token_seconds_p50: _TypeAlias = _typing.Literal["_token_seconds_p50", b"_token_seconds_p50"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cut_share) -> _WhichOneofReturnType__cut_share | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__first_token_seconds_p50) -> _WhichOneofReturnType__first_token_seconds_p50 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__first_token_seconds_p95) -> _WhichOneofReturnType__first_token_seconds_p95 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mean_tokens) -> _WhichOneofReturnType__mean_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__token_seconds_p50) -> _WhichOneofReturnType__token_seconds_p50 | None: ...
+
+Global___AnswerFigures: _TypeAlias = AnswerFigures  # noqa: Y015
 
 @_typing.final
 class GetModelRequest(_message.Message):
@@ -1195,6 +1609,84 @@ class ListRolloutsResponse(_message.Message):
 Global___ListRolloutsResponse: _TypeAlias = ListRolloutsResponse  # noqa: Y015
 
 @_typing.final
+class PauseRolloutRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseRolloutRequest: _TypeAlias = PauseRolloutRequest  # noqa: Y015
+
+@_typing.final
+class PauseRolloutResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rollout(self) -> Global___Rollout: ...
+    def __init__(
+        self,
+        *,
+        rollout: Global___Rollout | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseRolloutResponse: _TypeAlias = PauseRolloutResponse  # noqa: Y015
+
+@_typing.final
+class ResumeRolloutRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeRolloutRequest: _TypeAlias = ResumeRolloutRequest  # noqa: Y015
+
+@_typing.final
+class ResumeRolloutResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rollout(self) -> Global___Rollout: ...
+    def __init__(
+        self,
+        *,
+        rollout: Global___Rollout | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeRolloutResponse: _TypeAlias = ResumeRolloutResponse  # noqa: Y015
+
+@_typing.final
 class PromoteRolloutRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1326,6 +1818,7 @@ class RouteTarget(_message.Message):
     EOS_TOKEN_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     OTHER_TOKENS_FIELD_NUMBER: _builtins.int
+    MIRROR_SHARE_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     share: _builtins.float
     """Share of the requests to the model, in [0, 1]; a route adds up to 1. A version with
@@ -1341,6 +1834,10 @@ class RouteTarget(_message.Message):
     eos_token: _builtins.str
     traceparent: _builtins.str
     """W3C traceparent of the rollout that brought the version; requests to it link to that trace."""
+    mirror_share: _builtins.float
+    """Of the requests to the model, how many are mirrored to this version: their answers are
+    compared and never returned.
+    """
     @_builtins.property
     def endpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """host:port of a Triton gRPC endpoint."""
@@ -1362,10 +1859,11 @@ class RouteTarget(_message.Message):
         eos_token: _builtins.str = ...,
         traceparent: _builtins.str = ...,
         other_tokens: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        mirror_share: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "bos_token", b"bos_token", "chat_template", b"chat_template", "context_length", b"context_length", "endpoints", b"endpoints", "eos_token", b"eos_token", "other_tokens", b"other_tokens", "share", b"share", "traceparent", b"traceparent", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "bos_token", b"bos_token", "chat_template", b"chat_template", "context_length", b"context_length", "endpoints", b"endpoints", "eos_token", b"eos_token", "mirror_share", b"mirror_share", "other_tokens", b"other_tokens", "share", b"share", "traceparent", b"traceparent", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1423,10 +1921,15 @@ class Route(_message.Message):
     ALIASES_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     QUEUE_POLICY_FIELD_NUMBER: _builtins.int
+    SPLIT_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     model: _builtins.str
     triton_model: _builtins.str
     """Name of the model on Triton."""
+    split: _builtins.str
+    """Set while users are split between versions (A/B): a stable hash of this text and of who asks
+    decides which version answers, by their shares.
+    """
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___RouteTarget]: ...
     @_builtins.property
@@ -1452,10 +1955,11 @@ class Route(_message.Message):
         aliases: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         steps: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
         queue_policy: Global___QueuePolicy | None = ...,
+        split: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "queue_policy", b"queue_policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "create_time", b"create_time", "model", b"model", "queue_policy", b"queue_policy", "steps", b"steps", "targets", b"targets", "tenant", b"tenant", "triton_model", b"triton_model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "create_time", b"create_time", "model", b"model", "queue_policy", b"queue_policy", "split", b"split", "steps", b"steps", "targets", b"targets", "tenant", b"tenant", "triton_model", b"triton_model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1493,6 +1997,46 @@ class VersionAnswers(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class FirstTokenLatenciesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class TokenLatenciesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     TENANT_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
@@ -1500,6 +2044,10 @@ class VersionAnswers(_message.Message):
     FAILURES_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     FIRST_TOKEN_SECONDS_FIELD_NUMBER: _builtins.int
+    FIRST_TOKEN_LATENCIES_FIELD_NUMBER: _builtins.int
+    TOKEN_LATENCIES_FIELD_NUMBER: _builtins.int
+    STOPS_FIELD_NUMBER: _builtins.int
+    LENGTHS_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     model: _builtins.str
     version: _builtins.int
@@ -1509,6 +2057,19 @@ class VersionAnswers(_message.Message):
     tokens: _builtins.int
     first_token_seconds: _builtins.float
     """Sum over the whole answers; divide by requests - failures."""
+    stops: _builtins.int
+    """Of the whole answers: those that the model ended itself, and those that were cut."""
+    lengths: _builtins.int
+    @_builtins.property
+    def first_token_latencies(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
+        """Of the whole answers with tokens: how many had their first token within each of the
+        registry's bounds of latencies (`millrace_runtime.latency`), by the bound's index.
+        """
+
+    @_builtins.property
+    def token_latencies(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
+        """The same of the mean seconds of each further token."""
+
     def __init__(
         self,
         *,
@@ -1519,14 +2080,69 @@ class VersionAnswers(_message.Message):
         failures: _builtins.int = ...,
         tokens: _builtins.int = ...,
         first_token_seconds: _builtins.float = ...,
+        first_token_latencies: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
+        token_latencies: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
+        stops: _builtins.int = ...,
+        lengths: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failures", b"failures", "first_token_seconds", b"first_token_seconds", "model", b"model", "requests", b"requests", "tenant", b"tenant", "tokens", b"tokens", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failures", b"failures", "first_token_latencies", b"first_token_latencies", "first_token_seconds", b"first_token_seconds", "lengths", b"lengths", "model", b"model", "requests", b"requests", "stops", b"stops", "tenant", b"tenant", "token_latencies", b"token_latencies", "tokens", b"tokens", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VersionAnswers: _TypeAlias = VersionAnswers  # noqa: Y015
+
+@_typing.final
+class ShadowAnswers(_message.Message):
+    """How one version's answers to mirrored requests differ from the version's that answered. Only answers
+    of which there can be one are compared: greedy ones, and those with a seed.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    OLD_VERSION_FIELD_NUMBER: _builtins.int
+    NEW_VERSION_FIELD_NUMBER: _builtins.int
+    COMPARED_FIELD_NUMBER: _builtins.int
+    AGREEMENT_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    OLD_TOKENS_FIELD_NUMBER: _builtins.int
+    NEW_TOKENS_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    model: _builtins.str
+    old_version: _builtins.int
+    new_version: _builtins.int
+    compared: _builtins.int
+    agreement: _builtins.float
+    """Sum of the parts of the longer text with which both begin, in [0, 1]; divide by compared."""
+    truncated: _builtins.int
+    failed: _builtins.int
+    old_tokens: _builtins.int
+    new_tokens: _builtins.int
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        model: _builtins.str = ...,
+        old_version: _builtins.int = ...,
+        new_version: _builtins.int = ...,
+        compared: _builtins.int = ...,
+        agreement: _builtins.float = ...,
+        truncated: _builtins.int = ...,
+        failed: _builtins.int = ...,
+        old_tokens: _builtins.int = ...,
+        new_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "compared", b"compared", "failed", b"failed", "model", b"model", "new_tokens", b"new_tokens", "new_version", b"new_version", "old_tokens", b"old_tokens", "old_version", b"old_version", "tenant", b"tenant", "truncated", b"truncated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShadowAnswers: _TypeAlias = ShadowAnswers  # noqa: Y015
 
 @_typing.final
 class ReportAnswersRequest(_message.Message):
@@ -1534,21 +2150,25 @@ class ReportAnswersRequest(_message.Message):
 
     GATEWAY_FIELD_NUMBER: _builtins.int
     ANSWERS_FIELD_NUMBER: _builtins.int
+    SHADOWS_FIELD_NUMBER: _builtins.int
     gateway: _builtins.str
     """Identifies one life of one gateway."""
     @_builtins.property
     def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___VersionAnswers]:
         """Counted since that life began: a report that is lost or comes twice changes nothing."""
 
+    @_builtins.property
+    def shadows(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShadowAnswers]: ...
     def __init__(
         self,
         *,
         gateway: _builtins.str = ...,
         answers: _abc.Iterable[Global___VersionAnswers] | None = ...,
+        shadows: _abc.Iterable[Global___ShadowAnswers] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "gateway", b"gateway"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "gateway", b"gateway", "shadows", b"shadows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -115,6 +115,16 @@ class RegistryServiceStub:
                 request_serializer=millrace_dot_registry_dot_v1_dot_service__pb2.ListRolloutsRequest.SerializeToString,
                 response_deserializer=millrace_dot_registry_dot_v1_dot_service__pb2.ListRolloutsResponse.FromString,
                 _registered_method=True)
+        self.PauseRollout = channel.unary_unary(
+                '/millrace.registry.v1.RegistryService/PauseRollout',
+                request_serializer=millrace_dot_registry_dot_v1_dot_service__pb2.PauseRolloutRequest.SerializeToString,
+                response_deserializer=millrace_dot_registry_dot_v1_dot_service__pb2.PauseRolloutResponse.FromString,
+                _registered_method=True)
+        self.ResumeRollout = channel.unary_unary(
+                '/millrace.registry.v1.RegistryService/ResumeRollout',
+                request_serializer=millrace_dot_registry_dot_v1_dot_service__pb2.ResumeRolloutRequest.SerializeToString,
+                response_deserializer=millrace_dot_registry_dot_v1_dot_service__pb2.ResumeRolloutResponse.FromString,
+                _registered_method=True)
         self.PromoteRollout = channel.unary_unary(
                 '/millrace.registry.v1.RegistryService/PromoteRollout',
                 request_serializer=millrace_dot_registry_dot_v1_dot_service__pb2.PromoteRolloutRequest.SerializeToString,
@@ -249,8 +259,23 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def PromoteRollout(self, request, context):
+    def PauseRollout(self, request, context):
+        """Keeps a rollout where it is: its share stays, and it takes no step forward. One that fails is
+        reversed all the same.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeRollout(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PromoteRollout(self, request, context):
+        """Settles a rollout whose new version answers, whatever it has still to show.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -365,6 +390,16 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.ListRollouts,
                     request_deserializer=millrace_dot_registry_dot_v1_dot_service__pb2.ListRolloutsRequest.FromString,
                     response_serializer=millrace_dot_registry_dot_v1_dot_service__pb2.ListRolloutsResponse.SerializeToString,
+            ),
+            'PauseRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseRollout,
+                    request_deserializer=millrace_dot_registry_dot_v1_dot_service__pb2.PauseRolloutRequest.FromString,
+                    response_serializer=millrace_dot_registry_dot_v1_dot_service__pb2.PauseRolloutResponse.SerializeToString,
+            ),
+            'ResumeRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeRollout,
+                    request_deserializer=millrace_dot_registry_dot_v1_dot_service__pb2.ResumeRolloutRequest.FromString,
+                    response_serializer=millrace_dot_registry_dot_v1_dot_service__pb2.ResumeRolloutResponse.SerializeToString,
             ),
             'PromoteRollout': grpc.unary_unary_rpc_method_handler(
                     servicer.PromoteRollout,
@@ -825,6 +860,60 @@ class RegistryService:
             '/millrace.registry.v1.RegistryService/ListRollouts',
             millrace_dot_registry_dot_v1_dot_service__pb2.ListRolloutsRequest.SerializeToString,
             millrace_dot_registry_dot_v1_dot_service__pb2.ListRolloutsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/millrace.registry.v1.RegistryService/PauseRollout',
+            millrace_dot_registry_dot_v1_dot_service__pb2.PauseRolloutRequest.SerializeToString,
+            millrace_dot_registry_dot_v1_dot_service__pb2.PauseRolloutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/millrace.registry.v1.RegistryService/ResumeRollout',
+            millrace_dot_registry_dot_v1_dot_service__pb2.ResumeRolloutRequest.SerializeToString,
+            millrace_dot_registry_dot_v1_dot_service__pb2.ResumeRolloutResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -58,7 +58,13 @@ class RegistryServiceStub:
     """
     GetRollout: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetRolloutRequest, _service_pb2.GetRolloutResponse]
     ListRollouts: _grpc.UnaryUnaryMultiCallable[_service_pb2.ListRolloutsRequest, _service_pb2.ListRolloutsResponse]
+    PauseRollout: _grpc.UnaryUnaryMultiCallable[_service_pb2.PauseRolloutRequest, _service_pb2.PauseRolloutResponse]
+    """Keeps a rollout where it is: its share stays, and it takes no step forward. One that fails is
+    reversed all the same.
+    """
+    ResumeRollout: _grpc.UnaryUnaryMultiCallable[_service_pb2.ResumeRolloutRequest, _service_pb2.ResumeRolloutResponse]
     PromoteRollout: _grpc.UnaryUnaryMultiCallable[_service_pb2.PromoteRolloutRequest, _service_pb2.PromoteRolloutResponse]
+    """Settles a rollout whose new version answers, whatever it has still to show."""
     ReverseRollout: _grpc.UnaryUnaryMultiCallable[_service_pb2.ReverseRolloutRequest, _service_pb2.ReverseRolloutResponse]
     WatchRoutes: _grpc.UnaryStreamMultiCallable[_service_pb2.WatchRoutesRequest, _service_pb2.WatchRoutesResponse]
     """The whole route table at once, then again at each change. Watched by every gateway."""
@@ -99,7 +105,13 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """
     GetRollout: _aio.UnaryUnaryMultiCallable[_service_pb2.GetRolloutRequest, _service_pb2.GetRolloutResponse]  # type: ignore[assignment]
     ListRollouts: _aio.UnaryUnaryMultiCallable[_service_pb2.ListRolloutsRequest, _service_pb2.ListRolloutsResponse]  # type: ignore[assignment]
+    PauseRollout: _aio.UnaryUnaryMultiCallable[_service_pb2.PauseRolloutRequest, _service_pb2.PauseRolloutResponse]  # type: ignore[assignment]
+    """Keeps a rollout where it is: its share stays, and it takes no step forward. One that fails is
+    reversed all the same.
+    """
+    ResumeRollout: _aio.UnaryUnaryMultiCallable[_service_pb2.ResumeRolloutRequest, _service_pb2.ResumeRolloutResponse]  # type: ignore[assignment]
     PromoteRollout: _aio.UnaryUnaryMultiCallable[_service_pb2.PromoteRolloutRequest, _service_pb2.PromoteRolloutResponse]  # type: ignore[assignment]
+    """Settles a rollout whose new version answers, whatever it has still to show."""
     ReverseRollout: _aio.UnaryUnaryMultiCallable[_service_pb2.ReverseRolloutRequest, _service_pb2.ReverseRolloutResponse]  # type: ignore[assignment]
     WatchRoutes: _aio.UnaryStreamMultiCallable[_service_pb2.WatchRoutesRequest, _service_pb2.WatchRoutesResponse]  # type: ignore[assignment]
     """The whole route table at once, then again at each change. Watched by every gateway."""
@@ -235,11 +247,29 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_service_pb2.ListRolloutsResponse, _abc.Awaitable[_service_pb2.ListRolloutsResponse]]: ...
 
     @_abc_1.abstractmethod
+    def PauseRollout(
+        self,
+        request: _service_pb2.PauseRolloutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.PauseRolloutResponse, _abc.Awaitable[_service_pb2.PauseRolloutResponse]]:
+        """Keeps a rollout where it is: its share stays, and it takes no step forward. One that fails is
+        reversed all the same.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeRollout(
+        self,
+        request: _service_pb2.ResumeRolloutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.ResumeRolloutResponse, _abc.Awaitable[_service_pb2.ResumeRolloutResponse]]: ...
+
+    @_abc_1.abstractmethod
     def PromoteRollout(
         self,
         request: _service_pb2.PromoteRolloutRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_service_pb2.PromoteRolloutResponse, _abc.Awaitable[_service_pb2.PromoteRolloutResponse]]: ...
+    ) -> _typing.Union[_service_pb2.PromoteRolloutResponse, _abc.Awaitable[_service_pb2.PromoteRolloutResponse]]:
+        """Settles a rollout whose new version answers, whatever it has still to show."""
 
     @_abc_1.abstractmethod
     def ReverseRollout(

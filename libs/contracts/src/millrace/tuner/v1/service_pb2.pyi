@@ -377,10 +377,11 @@ class CreateJobRequest(_message.Message):
     SWEEP_FIELD_NUMBER: _builtins.int
     INTEGRATIONS_FIELD_NUMBER: _builtins.int
     PROMPT_FIELD_NUMBER: _builtins.int
+    RECOVERY_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     base_model: _builtins.str
     training_file: _builtins.str
-    """A file of the data service, or a dataset of examples."""
+    """A file of the data service, or a dataset of examples; with `recovery`, the compression."""
     validation_file: _builtins.str
     suffix: _builtins.str
     seed: _builtins.int
@@ -403,6 +404,12 @@ class CreateJobRequest(_message.Message):
     def prompt(self) -> _prompt_pb2.JobPrompt:
         """The training file then holds rows of columns, which are the template's variables."""
 
+    @_builtins.property
+    def recovery(self) -> Global___Recovery:
+        """What a compression has pruned learns from its original again. The checkpoints become no
+        versions: the compression takes the final one.
+        """
+
     def __init__(
         self,
         *,
@@ -418,14 +425,52 @@ class CreateJobRequest(_message.Message):
         sweep: _sweep_pb2.Sweep | None = ...,
         integrations: _abc.Iterable[Global___Integration] | None = ...,
         prompt: _prompt_pb2.JobPrompt | None = ...,
+        recovery: Global___Recovery | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["method", b"method", "prompt", b"prompt", "sweep", b"sweep"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["method", b"method", "prompt", b"prompt", "recovery", b"recovery", "sweep", b"sweep"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "integrations", b"integrations", "metadata", b"metadata", "method", b"method", "parent", b"parent", "prompt", b"prompt", "request_id", b"request_id", "seed", b"seed", "suffix", b"suffix", "sweep", b"sweep", "training_file", b"training_file", "validation_file", b"validation_file"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "integrations", b"integrations", "metadata", b"metadata", "method", b"method", "parent", b"parent", "prompt", b"prompt", "recovery", b"recovery", "request_id", b"request_id", "seed", b"seed", "suffix", b"suffix", "sweep", b"sweep", "training_file", b"training_file", "validation_file", b"validation_file"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateJobRequest: _TypeAlias = CreateJobRequest  # noqa: Y015
+
+@_typing.final
+class Recovery(_message.Message):
+    """Models by content, neither of which needs to be a version. `method` is `distillation`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STUDENT_FIELD_NUMBER: _builtins.int
+    TEACHER_FIELD_NUMBER: _builtins.int
+    TEACHER_CHECKPOINT_FIELD_NUMBER: _builtins.int
+    WINDOWS_FIELD_NUMBER: _builtins.int
+    teacher_checkpoint: _builtins.str
+    windows: _builtins.int
+    """How many windows the student's directory holds."""
+    @_builtins.property
+    def student(self) -> _lifecycle_pb2.Content:
+        """A directory with the pruned model in `model/` and the token windows to learn from."""
+
+    @_builtins.property
+    def teacher(self) -> _lifecycle_pb2.Content:
+        """The checkpoint that was pruned."""
+
+    def __init__(
+        self,
+        *,
+        student: _lifecycle_pb2.Content | None = ...,
+        teacher: _lifecycle_pb2.Content | None = ...,
+        teacher_checkpoint: _builtins.str = ...,
+        windows: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["student", b"student", "teacher", b"teacher"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["student", b"student", "teacher", b"teacher", "teacher_checkpoint", b"teacher_checkpoint", "windows", b"windows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Recovery: _TypeAlias = Recovery  # noqa: Y015
 
 @_typing.final
 class CreateJobResponse(_message.Message):

@@ -60,8 +60,9 @@ def render(
     other_tokens: Mapping[str, str] = MappingProxyType({}),
     tools: Sequence[Mapping[str, Any]] = (),
     add_generation_prompt: bool = True,
+    now: Callable[[], datetime] = datetime.now,
 ) -> str:
-    """The prompt that asks for the assistant's next message.
+    """The prompt that asks for the assistant's next message, as of ``now``.
 
     Raises:
         FailedPrecondition: the model has no chat template, or a broken one.
@@ -88,6 +89,7 @@ def render(
             tools=tools or None,
             documents=None,
             add_generation_prompt=add_generation_prompt,
+            strftime_now=lambda format: now().strftime(format),
             **{name: token for name, token in tokens.items() if token},
         )
     except jinja2.TemplateSyntaxError as error:
@@ -108,7 +110,6 @@ def _compile(template: str) -> tuple[jinja2.Template, bool]:
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
     variables = jinja2.meta.find_undeclared_variables(environment.parse(template))
     return environment.from_string(template), "tools" in variables
 
@@ -142,7 +143,3 @@ def _plain(value: Any) -> Any:
 
 def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
-
-
-def _strftime_now(format: str) -> str:
-    return datetime.now().strftime(format)

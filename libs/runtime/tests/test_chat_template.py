@@ -3,14 +3,17 @@
 from typing import Any
 
 import pytest
-from gateway_fakes import CHATML
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from millrace_gateway import chat_template
+from millrace_runtime import chat_template
 from millrace_runtime.errors import FailedPrecondition, InvalidArgument
 
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 CHAT = [
     {"role": "system", "content": 'Be <b>kind</b> & "brief".'},
     {"role": "user", "content": "  héllo 🙂\n\n"},

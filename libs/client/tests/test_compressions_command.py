@@ -1,0 +1,113 @@
+"""``millrace compressions`` over a gateway without a network."""
+
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+from fake_gateway import FakeGateway
+from typer.testing import CliRunner, Result
+
+from millrace_client.cli import app
+from millrace_client.connection import Connection
+from millrace_client.home import Home
+
+ENVIRON = {"MILLRACE_BASE_URL": "http://gateway", "OPENAI_API_KEY": "sk-mr-secret"}
+PATH = "/v1/compressions"
+CHECKPOINT = "runs/run-1/checkpoints/ckpt-1"
+CALIBRATION = {
+    "source": "own",
+    "seed": 3,
+    "windows": 64,
+    "window_tokens": 512,
+    "digest": "sha256:" + "a" * 64,
+    "note": None,
+    "other": {"source": "generic", "artifact_perplexity": 21.5},
+}
+COMPRESSION = {
+    "id": "compression-1",
+    "model": "demo",
+    "checkpoint_step": 7,
+    "checkpoint_final": True,
+    "target": "openvino_int8",
+    "status": "succeeded",
+    "verdict": {"passed": True, "reasons": []},
+    "created_at": 1_700_000_000,
+    "measurements": {"artifact_size_bytes": 5_800_000, "calibration": CALIBRATION},
+}
+ROWS = [
+    {"name": "perplexity", "unit": "", "original": 20.0, "artifact": 20.2},
+    {"name": "size", "unit": "bytes", "original": 23_200_000, "artifact": 5_800_000},
+    {"name": "top-1 agreement", "unit": "share", "original": None, "artifact": 0.981},
+    {"name": "load time", "unit": "seconds", "original": None, "artifact": None},
+]
+REPORT = {"compression": COMPRESSION, "rows": ROWS, "others": [{**COMPRESSION, "id": "other-2"}]}
+
+
+@pytest.fixture
+def gateway() -> FakeGateway:
+    found = FakeGateway()
+    found.answer(f"GET {PATH}/compression-1", COMPRESSION)
+    found.answer(f"GET {PATH}/compression-1/report", REPORT)
+    found.answer(f"POST {PATH}", {**COMPRESSION, "status": "queued"})
+    svg = httpx.Response(200, content=b"<svg/>", headers={"content-type": "image/svg+xml"})
+    return found.answer(f"GET {PATH}/compression-1/report.svg", svg)
+
+
+def run(gateway: FakeGateway, *arguments: str) -> Result:
+    connection = Connection(ENVIRON, Home(Path("unused")), gateway.transport)
+    runner = CliRunner(env={"COLUMNS": "300", "NO_COLOR": "1"})
+    return runner.invoke(app, ("compressions", *arguments), obj=connection)
+
+
+def test_show_has_the_original_beside_the_artifact(gateway: FakeGateway) -> None:
+    result = run(gateway, "show", "compression-1")
+    assert result.exit_code == 0, result.output
+    lines = [line.split() for line in result.output.splitlines()]
+    assert ["perplexity", "20", "20.2", "+1.0%"] in lines
+    assert ["size", "23.2", "MB", "5.8", "MB", "-75.0%"] in lines
+    assert ["top-1", "agreement", "-", "98.10%", "-"] in lines
+    assert "load time" not in result.output, "what nobody measured is not shown"
+    assert "64 windows of 512 tokens, own data, seed 3" in result.output
+    assert "with generic data perplexity is 21.5" in result.output
+    assert json.loads(run(gateway, "show", "compression-1", "--json").output) == COMPRESSION
+
+
+def test_a_report_names_the_others_and_writes_the_plot(
+    gateway: FakeGateway, tmp_path: Path
+) -> None:
+    plot = tmp_path / "plot.svg"
+    result = run(gateway, "report", "compression-1", "--output", str(plot), "--of", "model")
+    assert result.exit_code == 0, result.output
+    assert plot.read_bytes() == b"<svg/>"
+    assert {request.url.params["of"] for request in gateway.requests} == {"model"}
+    assert "other-2" in result.output
+    found = json.loads(run(gateway, "report", "compression-1", "--json").output)
+    assert found == REPORT
+
+
+def test_what_is_given_is_sent_and_nothing_else(gateway: FakeGateway) -> None:
+    assert run(gateway, "create", CHECKPOINT, "--target", "onnx_int8").exit_code == 0
+    assert gateway.body() == {"checkpoint": CHECKPOINT, "target": "onnx_int8"}
+    arguments = ("--max-perplexity-increase", "0.02", "--group-size", "32", "--kv-cache-int8")
+    given = ("--weight-method", "awq", "--calibration", "generic", "--calibration-seed", "5")
+    pruned = ("--prune-depth", "0.25", "--no-recovery", "--compare-calibration")
+    result = run(gateway, "create", CHECKPOINT, "--target", "x", *arguments, *given, *pruned)
+    assert result.exit_code == 0, result.output
+    assert gateway.body() == {
+        "checkpoint": CHECKPOINT,
+        "target": "x",
+        "gate": {"max_perplexity_increase": 0.02},
+        "recipe": {
+            "group_size": 32,
+            "weight_method": "awq",
+            "kv_cache_int8": True,
+            "calibration": {"source": "generic", "seed": 5, "compare": True},
+            "pruning": {"depth": 0.25, "recovery": False},
+        },
+    }
+
+
+def test_a_compression_is_cancelled(gateway: FakeGateway) -> None:
+    gateway.answer(f"POST {PATH}/compression-1/cancel", {**COMPRESSION, "status": "cancelled"})
+    assert "cancelled" in run(gateway, "cancel", "compression-1").output

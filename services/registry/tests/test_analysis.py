@@ -1,0 +1,159 @@
+"""What the analysis says of a step's evidence."""
+
+import math
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from millrace_registry.analysis import AnalysisPolicy, Verdict, judge, median_seconds
+from millrace_registry.evidence import Answers, Evidence, Latencies, Pair
+
+POLICY = AnalysisPolicy(minimum_latencies=10, minimum_pairs=8)
+
+
+def _answers(requests: int = 60, failures: int = 0, seconds: float = 0.05) -> Answers:
+    timed = Latencies.of([seconds] * (requests - failures))
+    return Answers(requests, failures, timed, timed, stops=requests - failures)
+
+
+def _pairs(difference: float = 0.0, count: int = 16) -> tuple[Pair, ...]:
+    return tuple(Pair(f"golden/{index}", -1.0, -1.0 + difference) for index in range(count))
+
+
+GOOD = Evidence(_answers(), _answers(180), _pairs())
+
+
+def test_as_good_as_the_old_one() -> None:
+    judged = judge(GOOD, POLICY)
+    assert judged.verdict == Verdict.GOOD
+    assert "0 of 60 (0.0%) of its requests failed" in judged.reasons[0]
+    assert len(judged.reasons) == 5
+
+
+@pytest.mark.parametrize(
+    ("evidence", "reason"),
+    [
+        (replace(GOOD, new=_answers(60, 30)), "30 of 60 (50.0%) of its requests failed"),
+        (replace(GOOD, new=_answers(seconds=0.1)), "the first token took"),
+        (
+            replace(GOOD, new=replace(_answers(), token=Latencies.of([0.2] * 60))),
+            "each further token took",
+        ),
+        (replace(GOOD, new=replace(_answers(), stops=0, lengths=60)), "cut at their largest"),
+        (replace(GOOD, pairs=_pairs(-1.0)), "its golden scores differ by -0.5"),
+        (replace(GOOD, pairs=_pairs(math.nan, 2)), "2 of 2 answers could not be scored"),
+    ],
+)
+def test_what_is_bad_is_named_with_its_figures(evidence: Evidence, reason: str) -> None:
+    judged = judge(evidence, POLICY)
+    assert judged.verdict == Verdict.BAD
+    assert any(reason in each for each in judged.reasons)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "reason"),
+    [
+        (Evidence(), "20 requests of either are needed"),
+        (replace(GOOD, new=Answers()), "20 requests of either are needed"),
+        (replace(GOOD, old=Answers()), "20 requests of either are needed"),
+        (replace(GOOD, new=Answers(60)), "was timed in 0 answers"),
+        (replace(GOOD, new=replace(_answers(), token=Latencies())), "each further token was"),
+        (replace(GOOD, pairs=()), "0 prompts were scored with both versions; 8 are needed"),
+        (replace(GOOD, pairs_expected=30), "16 prompts were scored with both versions; 30"),
+        (replace(GOOD, pairs=(Pair("golden/0", math.nan, -1.0),) * 20), "1 prompts were"),
+    ],
+)
+def test_no_data_is_never_good(evidence: Evidence, reason: str) -> None:
+    judged = judge(evidence, POLICY)
+    assert judged.verdict == Verdict.WAIT
+    assert any(reason in each for each in judged.reasons)
+
+
+def test_what_may_be_chance_is_waited_for() -> None:
+    judged = judge(replace(GOOD, new=_answers(20, 2)), POLICY)
+    assert judged.verdict == Verdict.WAIT
+    assert judged.reasons[0].endswith("that can still be chance")
+
+
+def test_embeddings_have_no_further_tokens() -> None:
+    new, old = replace(GOOD.new, token=Latencies()), replace(GOOD.old, token=Latencies())
+    assert judge(replace(GOOD, new=new, old=old), POLICY).verdict == Verdict.GOOD
+
+
+def test_what_is_not_asked_for_is_not_needed_but_judged_all_the_same() -> None:
+    policy = AnalysisPolicy()
+    bare = Evidence(Answers(20), Answers(20))
+    assert judge(bare, policy).verdict == Verdict.GOOD
+    assert judge(replace(bare, pairs=_pairs(-1.0)), policy).verdict == Verdict.BAD
+
+
+def test_a_signal_can_be_left_out() -> None:
+    slow = replace(GOOD, new=replace(_answers(seconds=9.0), stops=0, lengths=60))
+    policy = replace(POLICY, max_latency_increase=None, max_cut_increase=None)
+    assert judge(slow, policy).verdict == Verdict.GOOD
+
+
+def test_a_prompt_counts_once() -> None:
+    again = replace(GOOD, pairs=_pairs(count=15) + (Pair("golden/20", -1.0, -9.0),) * 99)
+    assert judge(again, POLICY).verdict != Verdict.BAD
+
+
+def test_more_steps_need_more_evidence() -> None:
+    failing = [replace(GOOD, new=_answers(60, count)) for count in range(60)]
+    for steps in (1, 20):
+        bad = [judge(each, POLICY, steps).verdict == Verdict.BAD for each in failing]
+        assert bad == sorted(bad)
+    assert judge(failing[13], POLICY).verdict == Verdict.BAD
+    assert judge(failing[13], POLICY, 20).verdict == Verdict.WAIT
+
+
+@given(
+    st.integers(0, 100), st.integers(0, 100), st.integers(0, 100), st.integers(0, 100),
+    st.integers(0, 40), st.floats(0.01, 0.2), st.booleans(),
+)  # fmt: skip
+def test_every_evidence_is_judged(new, bad, old, worse, pairs, seconds, scored) -> None:
+    evidence = Evidence(
+        _answers(new + bad, bad, seconds),
+        _answers(old + worse, worse),
+        _pairs(0.0 if scored else math.nan, pairs),
+    )
+    judged = judge(evidence, POLICY)
+    assert judged.reasons
+    if min(new, old, pairs) < 8:
+        assert judged.verdict != Verdict.GOOD
+
+
+def test_few_false_alarms_though_looked_at_all_the_time() -> None:
+    """Of 150 rollouts of the same version, watched for 300 answers and 30 golden prompts."""
+    chance = random.Random(7)
+    assert sum(_is_called_bad(chance) for _ in range(150)) <= 3
+
+
+def _is_called_bad(chance: random.Random) -> bool:
+    seen = {True: ([], [], []), False: ([], [], [])}  # failed, first token, further ones
+    pairs: list[Pair] = []
+    for number in range(300):
+        failed, first, token = seen[chance.random() < 0.25]
+        failed.append(chance.random() < 0.03)
+        first.append(0.04 * math.exp(0.6 * chance.gauss(0, 1)))
+        token.append(0.004 * math.exp(0.3 * chance.gauss(0, 1)))
+        if number % 10 == 0:
+            pairs.append(Pair(f"golden/{number}", -2.0, -2.0 + 0.1 * chance.gauss(0, 1)))
+            sides = [
+                Answers(len(a), sum(a), Latencies.of(b), Latencies.of(c))
+                for a, b, c in (seen[True], seen[False])
+            ]
+            evidence = Evidence(*sides, tuple(pairs))
+            if judge(evidence, AnalysisPolicy()).verdict == Verdict.BAD:
+                return True
+    return False
+
+
+def test_the_median() -> None:
+    assert median_seconds(Latencies.of([0.1, 0.2, 0.3])) == pytest.approx(0.2, rel=0.05)
+    assert median_seconds(Latencies.of([1e9])) > 60
+    with pytest.raises(ValueError, match="nothing was timed"):
+        median_seconds(Latencies())
