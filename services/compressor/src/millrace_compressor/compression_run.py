@@ -226,6 +226,7 @@ class CompressionRunner:
             # On the artifact's own filesystem: it is committed by a rename.
             "working_directory": str(self._content.working_path(_working(compression))),
             "originals_directory": str(self._content.working_path("originals")),
+            "graphs_directory": str(self._content.working_path("graphs")),
             "threads": self._threads,
             "evaluation_tokens": self._evaluation_tokens,
             "llm_compressor_python": _absolute(self._llm_compressor_python),

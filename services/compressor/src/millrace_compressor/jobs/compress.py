@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from millrace_compressor.jobs import calibration, evaluate, golden, parity, plain, report
+from millrace_compressor.jobs import calibration, evaluate, golden, graphs, parity, plain, report
 from millrace_compressor.jobs.calibration import GENERIC, OWN, Sample
 from millrace_compressor.jobs.format import Conversion, Recipe, Recovered, Runnable, Scored, Tokens
 from millrace_compressor.jobs.formats import format_of
+from millrace_compressor.jobs.graphs import Graphs
 from millrace_runtime import jobs, manifest
 from millrace_runtime.jobs import JobError, Reporter
 from millrace_runtime.manifest import ManifestError
@@ -30,8 +31,8 @@ class Spec(BaseModel):
     """What to compress, for what, and where to put it.
 
     ``artifact_path`` is the directory that will hold the artifact; ``working_directory`` is the
-    compression's own and is removed when it is done; ``originals_directory`` keeps what was
-    measured of checkpoints themselves, for all compressions.
+    compression's own and is removed when it is done. For all compressions, ``originals_directory``
+    keeps what was measured of checkpoints themselves, and ``graphs_directory`` what was traced.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -47,6 +48,7 @@ class Spec(BaseModel):
     artifact_path: Path
     working_directory: Path
     originals_directory: Path | None = None
+    graphs_directory: Path | None = None
     recovered_path: Path | None = None
     recovered_digest: str = ""
     recovery_job: str = ""
@@ -104,7 +106,7 @@ def measure(spec: Spec, converted: Path) -> dict[str, Any]:
     beside = report.original_speed(
         model,
         windows,
-        digest=spec.checkpoint_digest,
+        shape=graphs.key_of(model, "original"),
         threads=spec.threads,
         folder=spec.originals_directory,
     )
@@ -212,6 +214,7 @@ def _convert(spec: Spec, target: str, recipe: Recipe, output: Path) -> Sample | 
         spec.threads,
         spec.llm_compressor_python,
         _recovered(spec),
+        Graphs(spec.graphs_directory) if spec.graphs_directory else None,
     )
     format_of(target).convert(conversion, output)
     return used[0] if used else None

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from millrace_compressor.jobs.graphs import Graphs
+
 Tokens = NDArray[np.int64]  # (windows, positions)
 Logits = NDArray[np.float32]  # (windows, positions, vocabulary)
 Source = Literal["CALIBRATION_SOURCE_OWN", "CALIBRATION_SOURCE_GENERIC"]
@@ -89,6 +91,7 @@ class Conversion:
         calibration: reads the windows that activations are observed on, chosen as the recipe says.
         llm_compressor_python: the interpreter of its environment; None: the one beside the mesh's.
         recovered: what the artifact is made of, where a pruned model has learned again.
+        graphs: what was traced of checkpoints of the same shape; None: it is traced again.
     """
 
     model: Path
@@ -98,6 +101,7 @@ class Conversion:
     threads: int
     llm_compressor_python: Path | None = None
     recovered: Recovered | None = None
+    graphs: Graphs | None = None
 
 
 class Scored(Protocol):

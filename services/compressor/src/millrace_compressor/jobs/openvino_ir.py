@@ -39,7 +39,7 @@ class OpenvinoIr:
             JobError: CHECKPOINT_INVALID, or as ``openvino_bits`` says.
         """
         exported = self._target if self._target in (_FLOAT, _INT8) else _FLOAT
-        quantize.convert(conversion.model, exported, output)
+        quantize.convert(conversion.model, exported, output, conversion.graphs)
         for change in self._changes(conversion, output):
             openvino_bits.rewrite(output, change)
 

@@ -18,20 +18,20 @@ _KEPT_ORIGINALS = 256
 
 
 def original_speed(
-    model: Path, windows: Tokens, *, digest: str, threads: int, folder: Path | None
+    model: Path, windows: Tokens, *, shape: str, threads: int, folder: Path | None
 ) -> dict[str, Any]:
     """The checkpoint itself through transformers: load time, speed under load, memory.
 
-    Measured once a checkpoint on a machine: what was found is kept in ``folder``, and a second
-    target reads it there.
+    Measured once on a machine for all checkpoints that differ in their weights' values alone, which
+    make none of them quicker: what was found is kept in ``folder``.
 
     Args:
-        digest: of the checkpoint.
+        shape: identifies what is the same of those checkpoints (``graphs.key_of``).
         folder: None: it is measured each time.
     """
     if folder is None:
         return _original(model, windows)
-    key = json.dumps([digest, threads, platform.node()])
+    key = json.dumps([shape, threads, platform.node()])
     kept = folder / f"{manifest.sha256_bytes(key.encode()).removeprefix('sha256:')}.json"
     try:
         found: dict[str, Any] = json.loads(kept.read_text())
