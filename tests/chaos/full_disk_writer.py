@@ -10,6 +10,8 @@ from millrace_data.domain import Dataset, FilePurpose, PythonStandardLibrary, Re
 from millrace_data.domain import utc_now as now
 from millrace_data.events import FactRecorder
 from millrace_data.file_bytes import FileBytes
+from millrace_data.row_keeping import RowKeeper
+from millrace_data.row_store import RowStore
 from millrace_data.schema import METADATA, OUTBOX
 from millrace_data.store import DatasetStore, FileStore
 from millrace_registry.repository import ModelRepository
@@ -28,8 +30,10 @@ def upload(folder: Path) -> str:
     """A file, its row and its fact."""
     record = FactRecorder(Outbox(OUTBOX))
     content = ContentStore(str(folder / "data"), folder / "cache")
-    files = FileStore(_database(folder), record)
-    app = FileApp(files, FileBytes(content, 1 << 20), ring=lambda: None)
+    database = _database(folder)
+    files = FileStore(database, record)
+    rows = RowKeeper(RowStore(database), content)
+    app = FileApp(files, FileBytes(content, 1 << 20), keep_rows=rows.keep, ring=lambda: None)
     unique = CONTENT + uuid.uuid4().bytes
     return app.upload("acme", "a.txt", FilePurpose.USER_DATA, "", [unique]).id
 

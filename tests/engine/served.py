@@ -59,6 +59,10 @@ class ServedEngine:
         with triton.InferenceServerClient(self.address) as client:
             client.load_model(model, headers={GRPC_HEADER: CONTROL_KEY}, client_timeout=120)
 
+    @property
+    def repository_folder(self) -> Path:
+        return self._repository
+
     def unload(self, model: str) -> None:
         with triton.InferenceServerClient(self.address) as client:
             client.unload_model(model, headers={GRPC_HEADER: CONTROL_KEY})

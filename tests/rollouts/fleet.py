@@ -56,7 +56,10 @@ class Registry(World):
 
     def __init__(self, database: Database, folder: Path, endpoint: str) -> None:
         triton = Triton(endpoint, None)
-        super().__init__(database, folder, utc_now, triton=triton, endpoint=endpoint)
+        scoring = ThreadPoolExecutor(16)
+        super().__init__(
+            database, folder, utc_now, triton=triton, endpoint=endpoint, scoring=scoring
+        )
         self._plans = folder / "plans"
         self._templates: dict[str, str] = {}
         self._writing = threading.Lock()

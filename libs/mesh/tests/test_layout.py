@@ -112,3 +112,13 @@ def test_a_taken_port_is_named_with_the_setting():
         base = port - 1  # the NATS client port
         with pytest.raises(LayoutError, match=rf"port {port} \(nats.client\).*MILLRACE_BASE_PORT"):
             require_free_ports(layout(base))
+
+
+def test_the_private_key_goes_to_those_who_commit_and_the_public_ones_to_the_registry():
+    a_layout = layout()
+    told = {stage: a_layout.service_environment(stage, SECRETS, {}) for stage in SERVICES}
+    signs = {stage for stage in SERVICES if f"MILLRACE_{stage.upper()}_SIGNING_KEY" in told[stage]}
+    assert signs == {"data", "trainer", "tuner", "compressor"}
+    assert told["registry"]["MILLRACE_REGISTRY_TRUSTED_KEYS"] == str(a_layout.trusted_keys)
+    for stage in set(SERVICES) - signs:
+        assert str(a_layout.signing_key) not in told[stage].values()

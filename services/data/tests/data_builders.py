@@ -26,6 +26,9 @@ from millrace_data.file_bytes import FileBytes
 from millrace_data.part_bytes import PartBytes
 from millrace_data.prompt_store import PromptStore
 from millrace_data.prompts import PromptApp
+from millrace_data.row_keeping import RowKeeper
+from millrace_data.row_search import RowSearch
+from millrace_data.row_store import RowStore
 from millrace_data.schema import METADATA, OUTBOX
 from millrace_data.store import DatasetStore, FileStore
 from millrace_data.upload_store import UploadStore
@@ -123,8 +126,15 @@ class Parts:
         self.part_bytes = PartBytes(self.content, MAXIMUM_PART_BYTES)
         self.dataset_store = self.store_of("one")
         self.rings: list[str] = []
+        self.row_store = RowStore(database)
+        self.rows = RowKeeper(self.row_store, self.content)
+        self.search = RowSearch(self.row_store, self.rows, self.stored)
         self.files = FileApp(
-            self.file_store, self.stored, ring=lambda: self.rings.append("relay"), now=clock
+            self.file_store,
+            self.stored,
+            keep_rows=self.rows.keep,
+            ring=lambda: self.rings.append("relay"),
+            now=clock,
         )
         self.uploads = UploadApp(
             self.upload_store,

@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,6 +19,7 @@ from millrace_registry.control_store import ControlStore
 from millrace_registry.domain import Content, Route, Version
 from millrace_registry.events import FactRecorder
 from millrace_registry.lineage_store import Lineage
+from millrace_registry.provenance import Provenance
 from millrace_registry.repository import ModelRepository
 from millrace_registry.schema import HOLDS, OUTBOX, TRAFFIC
 from millrace_registry.store import Catalogue
@@ -27,6 +30,7 @@ from millrace_runtime.content import ContentStore
 from millrace_runtime.database import Database, migrate
 from millrace_runtime.outbox import Outbox
 from millrace_runtime.parity import Report, Scores
+from millrace_runtime.signing import Trust
 
 MIGRATIONS = Path(millrace_registry.__file__).parent / "migrations"
 TARGET = compressor_pb2.Target.Name(compressor_pb2.TARGET_OPENVINO_INT8)
@@ -127,15 +131,21 @@ class World:
         *,
         triton: Any = None,
         endpoint: str = "triton:8001",
+        scoring: Executor | None = None,
+        sign: Callable[[Path], None] | None = None,
+        trust: Trust | None = None,
+        accept_unsigned: bool = False,
     ) -> None:
         migrate(database, MIGRATIONS)
         self.database = database
         self.folder = folder
         self.clock = clock
         self.artifacts: dict[str, Content] = {}
-        self.content = ContentStore(str(folder / "data"), folder / "cache")
+        self.content = ContentStore(str(folder / "data"), folder / "cache", sign)
+        self._prove = partial(Provenance, trust=trust, accept_unsigned=accept_unsigned)
         self.triton = triton or FakeTriton(folder / "triton")
         self._endpoint = endpoint
+        self._scoring = scoring
         record = FactRecorder(Outbox(OUTBOX))
         self.catalogue = Catalogue(database, record, now=clock)
         self.lineage = Lineage(database)
@@ -147,6 +157,7 @@ class World:
             self.content,
             ring=lambda: None,
             ring_controller=lambda: None,
+            provenance=self._prove(self.content),
             now=clock,
         )
 
@@ -170,6 +181,8 @@ class World:
             life=f"controller-{owner}",
             drain=timedelta(seconds=5),
             ring=lambda: None,
+            scoring=self._scoring,
+            provenance=self._prove(content or self.content),
             now=self.clock,
             monotonic=lambda: self.clock().timestamp(),
         )

@@ -9,7 +9,15 @@ from millrace_registry import rollout as rules
 from millrace_registry.domain import Rollout, RolloutState
 from millrace_registry.evidence import Answers, Evidence, Latencies, Pair
 from millrace_registry.rollout import Observed, Reverse, Wait
-from millrace_registry.strategies import BlueGreen, Canary, Shadow, Split, Stage, Strategy
+from millrace_registry.strategies import (
+    BlueGreen,
+    Canary,
+    Immediate,
+    Shadow,
+    Split,
+    Stage,
+    Strategy,
+)
 from millrace_registry.traffic import Traffic
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
@@ -65,9 +73,36 @@ def test_a_slow_version_is_reversed() -> None:
     assert "the first token took" in action.reason
 
 
-def test_prompts_that_are_not_scored_yet_are_waited_for() -> None:
-    at = replace(AT, now=START + timedelta(seconds=60), evidence=Evidence(pairs_expected=5))
+@pytest.mark.parametrize("expected", [5, None])
+def test_prompts_that_are_not_scored_yet_are_waited_for(expected: int | None) -> None:
+    evidence = Evidence(pairs_expected=expected)
+    at = replace(AT, now=START + timedelta(seconds=60), evidence=evidence)
     assert rules.next_action(rollout(RolloutState.CANARY), Canary(), at) == Wait()
+
+
+@pytest.mark.parametrize(
+    "strategy", [Canary(), Shadow(), BlueGreen(), Split()], ids=lambda each: type(each).__name__
+)
+def test_prompts_are_scored_before_the_first_share(strategy: Strategy) -> None:
+    loading = replace(rollout(RolloutState.LOADING), ready_time=START)
+    for expected in (None, 30):
+        missing = replace(AT, evidence=Evidence(pairs_expected=expected))
+        assert rules.next_action(loading, strategy, missing) == Wait()
+        late = replace(missing, now=START + rules.SILENCE_LIMIT + timedelta(seconds=1))
+        assert isinstance(rules.next_action(loading, strategy, late), rules.EnterStep)
+        gone = replace(missing, old_is_gone=True)
+        assert isinstance(rules.next_action(loading, strategy, gone), rules.EnterStep)
+    worse = replace(AT, evidence=Evidence(pairs=WORSE[:16], pairs_expected=30))
+    assert isinstance(rules.next_action(loading, strategy, worse), Reverse)
+    alike = tuple(replace(pair, new=pair.old) for pair in WORSE)
+    scored = replace(AT, evidence=Evidence(pairs=alike, pairs_expected=30))
+    assert isinstance(rules.next_action(loading, strategy, scored), rules.EnterStep)
+
+
+def test_immediate_waits_for_no_prompts() -> None:
+    loading = replace(rollout(RolloutState.LOADING), ready_time=START)
+    at = replace(AT, evidence=Evidence(pairs_expected=None))
+    assert isinstance(rules.next_action(loading, Immediate(), at), rules.Settle)
 
 
 def test_without_the_old_version_one_that_never_fails_is_the_measure() -> None:

@@ -12,6 +12,7 @@ from millrace_registry.evidence import Latencies
 from millrace_registry.sequential import more_failures, slower, worse
 
 ALARM = math.log(1 / 0.01)
+ONE_OF_FIVE = math.log(5 / 0.01)
 counts = st.tuples(st.integers(1, 300), st.floats(0, 1)).map(lambda n: (int(n[0] * n[1]), n[0]))
 
 
@@ -35,7 +36,7 @@ def test_a_rate_within_the_margin_is_never_evidence(new, old, margin) -> None:
 @given(counts, counts)
 def test_one_failure_more_is_no_less_evidence(new, old) -> None:
     values = [more_failures(k, new[1], *old, 0.05) for k in range(new[0], new[1] + 1)]
-    alarming = [value for value in values if value > 0]
+    alarming = [value for value in values if value >= ALARM]
     assert all(one <= other + 1e-9 for one, other in pairwise(alarming))
 
 
@@ -117,10 +118,34 @@ def test_few_false_alarms_of_quality(mean: float, deviation: float) -> None:
     assert sum(each is not None for each in found) <= 6
 
 
-def test_a_loss_of_quality_is_found() -> None:
+@pytest.mark.parametrize("deviation", [1e-4, 0.05, 0.1, 0.3])
+def test_few_false_alarms_of_versions_that_are_alike(deviation: float) -> None:
+    """At 0.2 %, as of one signal of five; more than 3 of 150 would happen once in 3,000 tries."""
+    chance = random.Random(8)
+    found = [_alarms_of_quality(chance, 0.0, deviation, ONE_OF_FIVE) for _ in range(150)]
+    assert sum(each is not None for each in found) <= 3
+
+
+def test_few_false_alarms_of_versions_that_differ_by_leaps() -> None:
+    """Half of the differences large, in either direction, by chance: the widest spread there is."""
+    chance = random.Random(9)
+    alarms = 0
+    for _ in range(150):
+        differences = [chance.choice((-5.0, 5.0, 0.0, 0.0)) for _ in range(40)]
+        looks = (worse(differences[:count], 0.5, 0.05) for count in range(1, 41))
+        alarms += any(sure >= ONE_OF_FIVE for sure in looks)
+    assert alarms <= 3
+
+
+@pytest.mark.parametrize(
+    ("loss", "deviation", "within"),
+    [(0.3, 1e-4, 12), (0.3, 0.1, 14), (0.3, 0.2, 28), (2.0, 0.1, 12), (0.15, 0.05, 22)],
+)
+def test_a_loss_of_quality_is_found(loss: float, deviation: float, within: int) -> None:
+    """In 9 of 10 rollouts, at 0.2 %."""
     chance = random.Random(6)
-    found = [_alarms_of_quality(chance, -0.3, 0.2) for _ in range(40)]
-    assert sorted(each or 1000 for each in found)[36] <= 40
+    found = [_alarms_of_quality(chance, -loss, deviation, ONE_OF_FIVE) for _ in range(60)]
+    assert sorted(each or 1000 for each in found)[54] <= within
 
 
 @settings(max_examples=30)
@@ -155,10 +180,12 @@ def _alarms_of_latency(chance: random.Random, ratio: float, sigma: float) -> int
     return None
 
 
-def _alarms_of_quality(chance: random.Random, mean: float, deviation: float) -> int | None:
+def _alarms_of_quality(
+    chance: random.Random, mean: float, deviation: float, alarm: float = ALARM
+) -> int | None:
     differences: list[float] = []
     for _ in range(60):
         differences.append(chance.gauss(mean, deviation))
-        if worse(differences, 0.5, 0.05) >= ALARM:
+        if worse(differences, 0.5, 0.05) >= alarm:
             return len(differences)
     return None

@@ -10,9 +10,10 @@ from tuner_parts import LEASE_SECONDS, Parts
 from millrace_runtime.database import Database, migrate
 from millrace_runtime.errors import AlreadyExists
 from millrace_runtime.leases import LeaseLost
-from millrace_tuner import steps
+from millrace_tuner import convert, steps
 from millrace_tuner.__main__ import MIGRATIONS
 from millrace_tuner.domain import Checkpoint, Content, Job, JobState, Outcome, Progress
+from millrace_tuner.methods import RewardModel
 from millrace_tuner.schema import METADATA
 
 
@@ -140,6 +141,16 @@ def test_a_checkpoint_told_twice_is_one_with_one_fact(stored: Parts) -> None:
     assert stored.store.checkpoint("acme", job.id, "ckpt-1") == first
     assert stored.store.checkpoint("other", job.id, "ckpt-1") is None
     assert stored.told(job.id).count("Checkpoint created at step 10") == 1
+
+
+def test_a_checkpoint_that_is_not_served_says_so_and_is_no_fact(stored: Parts) -> None:
+    """Whoever lists checkpoints must know what no fact told of."""
+    job = stored.create(method=RewardModel())
+    made = stored.store.add_checkpoint(stored.claim(), checkpoint_of(job, "ckpt-1", 10))
+    assert not made.served
+    assert stored.store.checkpoint("acme", job.id, "ckpt-1") == made
+    assert stored.fact_kinds() == []
+    assert convert.checkpoint_to_proto(made).unserved
 
 
 def test_checkpoints_are_listed_newest_first_by_job_or_all(stored: Parts) -> None:

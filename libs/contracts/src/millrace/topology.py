@@ -86,6 +86,7 @@ FACTS: tuple[Fact, ...] = (
     Fact("compression.failed", "compressor", compressor.CompressionFailed, consumers=("tuner",)),
     Fact("version.registered", "registry", registry.VersionRegistered),
     Fact("version.quarantined", "registry", registry.VersionQuarantined),
+    Fact("version.recalled", "registry", registry.VersionRecalled),
     Fact("rollout.started", "registry", registry.RolloutStarted),
     Fact("rollout.advanced", "registry", registry.RolloutAdvanced),
     Fact("rollout.paused", "registry", registry.RolloutPaused),

@@ -16,6 +16,8 @@ BASE_PORT_VARIABLE = "MILLRACE_BASE_PORT"
 DEFAULT_BASE_PORT = 8080
 HOST = "127.0.0.1"
 
+# Who signs what it commits, with the key of the mesh.
+SIGNERS = ("data", "trainer", "tuner", "compressor")
 SERVICES = ("data", "trainer", "tuner", "compressor", "registry", "gateway")
 # Whose gRPC address each service is told, as ``MILLRACE_<STAGE>_<OTHER>_ADDRESS``.
 CALLS: Mapping[str, Sequence[str]] = {
@@ -81,6 +83,15 @@ class Layout:
     def nats_url(self) -> str:
         return f"nats://{self.address('nats.client')}"
 
+    @property
+    def signing_key(self) -> Path:
+        """The private key; the public ones that are trusted lie in ``trusted_keys``."""
+        return self.home.secrets / "signing-key.pem"
+
+    @property
+    def trusted_keys(self) -> Path:
+        return self.home.secrets / "trusted-keys"
+
     def directories(self) -> list[Path]:
         """What must exist before anything starts."""
         home = self.home
@@ -111,6 +122,10 @@ class Layout:
             f"{prefix}SCRATCH_DIRECTORY": str(self.home.scratch / stage),
             "MILLRACE_TRACE_DIRECTORY": str(self.home.traces),
         }
+        if stage in SIGNERS:
+            defaults[f"{prefix}SIGNING_KEY"] = str(self.signing_key)
+        if stage == "registry":
+            defaults[f"{prefix}TRUSTED_KEYS"] = str(self.trusted_keys)
         if stage in ("trainer", "tuner"):
             defaults[f"{prefix}MLFLOW_TRACKING_URI"] = f"sqlite:///{self.home.path / 'mlflow.db'}"
         # All or nothing: the key of one endpoint is not for another.

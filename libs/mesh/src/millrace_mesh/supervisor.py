@@ -15,6 +15,7 @@ from millrace_mesh.nats import NotDurable
 from millrace_mesh.probes import NotReady
 from millrace_mesh.processes import ProcessSpec
 from millrace_mesh.state import MeshState, RestartState
+from millrace_runtime import signing_keys
 
 
 class Supervisor:
@@ -176,6 +177,7 @@ def run(layout: Layout, *, quiet: bool = False) -> None:
             directory.mkdir(parents=True, exist_ok=True)
         retention.remove_oldest(layout.home.traces)
         secrets = shared_secrets.load_or_make(layout.home.secrets)
+        signing_keys.ensure(layout.signing_key, layout.trusted_keys, layout.home.data)
         specs = processes.mesh(layout, secrets, processes.listen(layout))
         names = [spec.name for spec in specs]
         with contextlib.closing(

@@ -20,13 +20,17 @@ class ContentOutsideRoot(ValueError):
 
 
 class ContentStore:
-    """Content below ``root``; ``cache`` is where remote content is kept locally."""
+    """Content below ``root``; ``cache`` is where remote content is kept locally.
 
-    def __init__(self, root: str, cache: Path) -> None:
+    ``sign`` signs a committed directory where that was not done (``signing.Signer.sign``).
+    """
+
+    def __init__(self, root: str, cache: Path, sign: Callable[[Path], None] | None = None) -> None:
         self._filesystem, path = fsspec.core.url_to_fs(root)
         self._is_local = isinstance(self._filesystem, LocalFileSystem)
         self._root = str(Path(path).resolve()) if self._is_local else path.rstrip("/")
         self._cache = cache
+        self._sign = sign
 
     def working_path(self, relative: str) -> Path:
         """Where a job writes content that is to become ``relative`` in the store.
@@ -42,7 +46,16 @@ class ContentStore:
         return path
 
     def publish(self, path: Path) -> str:
-        """Make what lies at a working path readable by all services; return its URI."""
+        """Make what lies at a working path readable by all services; return its URI.
+
+        A committed directory is signed first. Whoever records content publishes it, so one that
+        was committed by a process that was then killed is signed too.
+
+        Raises:
+            OSError: the filesystem refused.
+        """
+        if self._sign is not None and (path / manifest.MANIFEST_NAME).is_file():
+            self._sign(path)
         if self._is_local:
             return path.resolve().as_uri()
         root = (self._cache / "outgoing").resolve()
@@ -76,6 +89,30 @@ class ContentStore:
             path = self._cached(uri, digest, manifest.verify)
         manifest.verify(path, digest)
         return path
+
+    def signature(self, uri: str) -> bytes:
+        """The signature that lies in a committed directory, not yet verified.
+
+        Raises:
+            FileNotFoundError: there is no signature, or no such directory.
+            ContentOutsideRoot: ``uri`` points elsewhere.
+        """
+        return self._read(uri, manifest.SIGNATURE_NAME)
+
+    def manifest_of(self, uri: str) -> bytes:
+        """The manifest of a committed directory, not yet verified; its files are not read.
+
+        Raises:
+            FileNotFoundError: there is no such directory.
+            ContentOutsideRoot: ``uri`` points elsewhere.
+        """
+        return self._read(uri, manifest.MANIFEST_NAME)
+
+    def _read(self, uri: str, name: str) -> bytes:
+        """From the store, not the cache: a directory may have been signed after it was fetched."""
+        if self._is_local:
+            return (self._local_path(uri) / name).read_bytes()
+        return bytes(self._filesystem.cat_file(f"{self._remote_path(uri)}/{name}"))
 
     def file(self, uri: str, digest: str) -> Path:
         """A local path of a single file, its bytes verified.

@@ -12,7 +12,8 @@ either nothing visible or all of it; an abandoned temporary directory is swept b
     └── ManifestMismatch  a file is absent, added, or differs from what was committed
 
 Only regular files count. A symbolic link is refused wherever it points: what it names can be
-changed without the directory being touched.
+changed without the directory being touched. The signature of a directory (``signing``) lies in it
+and is no part of it: it is written later, over the digest.
 """
 
 import hashlib
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST_NAME = "manifest.json"
+SIGNATURE_NAME = "model.sig"
 SCHEMA = "millrace.manifest/v1"
 TEMPORARY_PREFIX = ".tmp-"
 _READ_SIZE_BYTES = 1 << 20
@@ -215,13 +217,13 @@ def _scan(directory: Path) -> tuple[FileEntry, ...]:
 
 
 def _relative_files(directory: Path) -> list[str]:
-    """All files but the manifest.
+    """All files but the manifest and its signature.
 
     Raises:
         ManifestMismatch: there is something that is neither a file nor a directory.
     """
     found = (path.relative_to(directory).as_posix() for path in _files(directory))
-    return [name for name in found if name != MANIFEST_NAME]
+    return [name for name in found if name not in (MANIFEST_NAME, SIGNATURE_NAME)]
 
 
 def _files(directory: Path) -> Iterator[Path]:

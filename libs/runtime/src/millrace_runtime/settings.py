@@ -46,6 +46,16 @@ class ServiceSettings(BaseSettings):
     log_level: str = "INFO"
 
 
+class ProducerSettings(ServiceSettings):
+    """Of services that commit content, which is signed."""
+
+    signing_key: Path | None = Field(
+        None,
+        description="PEM file of the private key (ECDSA on P-256) that signs what is committed; "
+        "unset: it is not signed",
+    )
+
+
 def from_command_line(settings_type: type[Settings], program: str, what_it_is: str) -> Settings:
     """The settings in the environment; ``--help`` explains the program and each of them."""
     parser = argparse.ArgumentParser(

@@ -12,12 +12,12 @@ from millrace_compressor.store import CompressionStore
 from millrace_compressor.upstream import neighbours
 from millrace_runtime import hosting, owner, standby
 from millrace_runtime.bus import Consumer
-from millrace_runtime.content import ContentStore
 from millrace_runtime.database import migrate, open_database
 from millrace_runtime.hosting import Service
 from millrace_runtime.outbox import Outbox
 from millrace_runtime.relay import Relay
 from millrace_runtime.settings import from_command_line
+from millrace_runtime.signed_content import content_store_of
 from millrace_runtime.work import Worker
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -39,7 +39,7 @@ def build(settings: CompressorSettings) -> Service:
     registry, checkpoints, recoveries = neighbours(settings, token)
     runner = CompressionRunner(
         store,
-        ContentStore(settings.data_root, settings.scratch_directory / "cache"),
+        content_store_of(settings),
         scratch=settings.scratch_directory / "compressions",
         threads=settings.threads,
         evaluation_tokens=settings.evaluation_tokens,

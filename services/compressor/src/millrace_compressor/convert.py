@@ -116,6 +116,7 @@ def compression_to_proto(compression: Compression) -> service_pb2.Compression:
         message.verdict.CopyFrom(_verdict_to_proto(compression.verdict))
     if compression.measurements is not None:
         message.measurements.CopyFrom(_measurements_to_proto(compression.measurements))
+        message.MergeFrom(service_pb2.Compression(chosen=_chosen(compression.measurements)))
     if compression.artifact is not None:
         message.artifact.CopyFrom(_content_to_proto(compression.artifact))
     if compression.start_time is not None:
@@ -150,6 +151,7 @@ def _finished(compression: Compression) -> events_pb2.ArtifactFinished:
         artifact=_content_to_proto(compression.artifact),
         measurements=_measurements_to_proto(compression.measurements),
         verdict=_verdict_to_proto(compression.verdict),
+        chosen=_chosen(compression.measurements),
     )
     if compression.start_time is not None:
         fact.start_time.CopyFrom(_timestamp(compression.start_time))
@@ -200,6 +202,14 @@ def _verdict_to_proto(verdict: Verdict) -> service_pb2.Verdict:
 
 def _measurements_to_proto(measurements: Measurements) -> service_pb2.Measurements:
     return service_pb2.Measurements(**asdict(measurements))
+
+
+def _chosen(measurements: Measurements) -> service_pb2.Chosen | None:
+    """What a search has found; None: there was none."""
+    if measurements.chosen is None:
+        return None
+    names = ("target", "recipe", "layers_in_8_bits")
+    return service_pb2.Chosen(**{name: measurements.chosen[name] for name in names})
 
 
 def _timestamp(moment: datetime) -> Timestamp:

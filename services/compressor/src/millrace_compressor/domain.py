@@ -116,6 +116,7 @@ class Measurements:
     ``parity`` is None where there is nothing to compare with: a checkpoint without probes.
     ``weight_shares``: of the weights' elements, by the precision that the artifact keeps them in.
     ``calibration`` is ``service.proto``'s CalibrationRecord as JSON; None: it was not calibrated.
+    ``search`` is its SearchRecord; None: the target left nothing to be searched for.
     """
 
     original_perplexity: float | None = None
@@ -137,6 +138,13 @@ class Measurements:
     artifact_memory_bytes: int | None = None
     original_load_seconds: float | None = None
     calibration: Mapping[str, Any] | None = None
+    search: Mapping[str, Any] | None = None
+
+    @property
+    def chosen(self) -> Mapping[str, Any] | None:
+        """The trial of a search that is the artifact."""
+        trials = self.search["trials"] if self.search else ()
+        return next((trial for trial in trials if trial["chosen"]), None)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ _LAST_STAGES = frozenset(("export", "quantisation"))
 def decide(measured: Measurements, policy: GatePolicy) -> Verdict:
     """Whether an artifact is good enough; one sentence a broken rule, with the figures."""
     reasons = (*_mismatches(measured.parity), *_broken(measured, policy))
+    if reasons and measured.search:  # of what came nearest: how near anything came
+        reasons += tuple(measured.search["unmet"])
     return Verdict(passed=not reasons, reasons=reasons)
 
 

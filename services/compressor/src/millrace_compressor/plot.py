@@ -8,6 +8,7 @@ from millrace_compressor.domain import Compression, Load, Measurements
 
 _INCHES = (11.0, 4.6)
 _ORIGINAL = "original"
+_TRIED = "tried by a search"
 _FRONT = "beaten by none in both"
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999933", "#882255")
 _MARKS = "osD^vP<>"
@@ -19,7 +20,8 @@ Value = Callable[[Measurements], float | None]
 def svg(compressions: Sequence[Compression]) -> bytes:
     """Perplexity over size and over speed, as SVG; the same for the same measurements.
 
-    What no other artifact beats in both is joined by a line. Hollow: the gate rejected it.
+    What no other artifact beats in both is joined by a line. Hollow: the gate rejected it. Crosses
+    are what searches tried and did not take.
     """
     # Half a second, which services that draw nothing need not wait for.
     from matplotlib import rc_context
@@ -30,6 +32,7 @@ def svg(compressions: Sequence[Compression]) -> bytes:
         left, right = figure.subplots(1, 2, sharey=True)
         streams = _streams(compressions)
         _panel(left, compressions, "Size", "weights in MiB", _size, _original_size, -1)
+        _tried(left, compressions)
         _panel(
             right,
             compressions,
@@ -63,12 +66,12 @@ def _panel(
 ) -> None:
     """One set of axes. ``better``: 1 where more is better, -1 where less is."""
     points: list[tuple[float, float]] = []
-    targets = sorted({compression.order.target.value for compression in compressions})
+    targets = sorted({_name(compression) for compression in compressions})
     for compression in compressions:
         measured = compression.measurements or Measurements()
         x, y = of_artifact(measured), measured.artifact_perplexity
         if x is not None and y is not None:
-            look = targets.index(compression.order.target.value)
+            look = targets.index(_name(compression))
             colour = _COLOURS[look % len(_COLOURS)]
             passed = compression.verdict is None or compression.verdict.passed
             axes.plot(
@@ -94,6 +97,27 @@ def _panel(
     axes.ticklabel_format(useOffset=False)
     if not points:
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color="0.5")
+
+
+def _tried(axes: Any, compressions: Sequence[Compression]) -> None:
+    """Sizes and perplexities of candidates, as if they had been measured on all tokens."""
+    for compression in compressions:
+        measured = compression.measurements or Measurements()
+        before = measured.original_perplexity
+        for trial in measured.search["trials"] if measured.search else ():
+            increase = trial.get("perplexity_increase")
+            if not trial["chosen"] and increase is not None and before is not None:
+                size, perplexity = trial["size_bytes"] / _MEBIBYTE, before * (1 + increase)
+                axes.plot(size, perplexity, "x", color="0.5", markersize=6, label=_TRIED)
+
+
+def _name(compression: Compression) -> str:
+    """The target, and what a search has made of it."""
+    target = compression.order.target.value
+    chosen = compression.measurements.chosen if compression.measurements else None
+    if chosen is None:
+        return target
+    return f"{target}: {chosen['target'].removeprefix('TARGET_').lower().replace('_', '-')}"
 
 
 def pareto(points: Sequence[tuple[float, float]], better: int) -> list[tuple[float, float]]:

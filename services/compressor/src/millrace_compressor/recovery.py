@@ -19,8 +19,6 @@ from millrace_runtime.channel import call, open_channel
 from millrace_runtime.errors import FailedPrecondition
 
 PHASE = "recover"
-RECOVERY_MODEL = "recovery:"
-"""How the tuner's ids of models begin that become no versions (``millrace_tuner.model_ids``)."""
 _METADATA = "compression"
 _PAGE_SIZE = 500
 _UNFINISHED = (

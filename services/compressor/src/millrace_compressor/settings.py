@@ -5,10 +5,10 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from millrace_runtime.settings import ServiceSettings
+from millrace_runtime.settings import ProducerSettings
 
 
-class CompressorSettings(ServiceSettings):
+class CompressorSettings(ProducerSettings):
     """``MILLRACE_COMPRESSOR_…``"""
 
     model_config = SettingsConfigDict(env_prefix="MILLRACE_COMPRESSOR_")

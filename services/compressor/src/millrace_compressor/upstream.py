@@ -14,7 +14,7 @@ from millrace.tuner.v1 import service_pb2 as tuner_pb2
 from millrace.tuner.v1 import service_pb2_grpc as tuner_grpc
 from millrace_compressor import convert
 from millrace_compressor.domain import Checkpoint, Content, GatePolicy, Target
-from millrace_compressor.recovery import RECOVERY_MODEL, TunerRecoveries
+from millrace_compressor.recovery import TunerRecoveries
 from millrace_compressor.settings import CompressorSettings
 from millrace_runtime import names
 from millrace_runtime.channel import call, open_channel
@@ -89,10 +89,9 @@ class FinishedCheckpoints:
                 parent="tenants/-/jobs/-", page_size=_PAGE_SIZE, page_token=token
             ),
         ):
-            if found.model.startswith(RECOVERY_MODEL):
-                continue  # a compression waits for it, and nobody else does
-            # A tuning job's held-out examples lie in the checkpoint itself.
-            yield _finished(found, _content(found.content))
+            if not found.unserved:
+                # A tuning job's held-out examples lie in the checkpoint itself.
+                yield _finished(found, _content(found.content))
 
 
 def neighbours(

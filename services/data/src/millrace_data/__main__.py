@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
-from millrace_data.app import DatasetApp, FileApp
+from millrace_data.app import UPLOAD_GRACE, DatasetApp, FileApp
 from millrace_data.dataset_build import DatasetBuilder
 from millrace_data.events import SUBSCRIPTIONS, FactRecorder
 from millrace_data.file_bytes import FileBytes
 from millrace_data.part_bytes import PartBytes
 from millrace_data.prompt_store import PromptStore
 from millrace_data.prompts import PromptApp
+from millrace_data.row_keeping import RowKeeper
+from millrace_data.row_search import RowSearch
+from millrace_data.row_store import RowStore
 from millrace_data.schema import OUTBOX
 from millrace_data.servicers import SERVICE_NAMES, Servicers
 from millrace_data.settings import DataSettings
@@ -17,11 +20,11 @@ from millrace_data.upload_store import UploadStore
 from millrace_data.uploads import UploadApp
 from millrace_runtime import hosting, owner
 from millrace_runtime.bus import Consumer
-from millrace_runtime.content import ContentStore
 from millrace_runtime.database import migrate, open_database
 from millrace_runtime.outbox import Outbox
 from millrace_runtime.relay import Relay
 from millrace_runtime.settings import from_command_line
+from millrace_runtime.signed_content import content_store_of
 from millrace_runtime.work import Worker
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -33,7 +36,7 @@ def build(settings: DataSettings) -> hosting.Service:
     migrate(database, MIGRATIONS)
     outbox = Outbox(OUTBOX)
     relay = Relay(database, outbox)
-    content = ContentStore(settings.data_root, settings.scratch_directory / "cache")
+    content = content_store_of(settings)
     limit = settings.maximum_file_bytes
     stored = FileBytes(content, limit)
     record = FactRecorder(outbox)
@@ -49,16 +52,20 @@ def build(settings: DataSettings) -> hosting.Service:
         Worker(f"builder-{number}", datasets, builder.perform, settings.lease_seconds)
         for number in range(settings.concurrency)
     ]
-    file_app = FileApp(files, stored, ring=relay.ring)
+    row_store = RowStore(database)
+    rows = RowKeeper(row_store, content)
+    file_app = FileApp(files, stored, keep_rows=rows.keep, ring=relay.ring)
     uploads = UploadStore(database, files)
     upload_app = UploadApp(uploads, PartBytes(content), file_app, limit, ring=relay.ring)
     rings = [worker.ring for worker in workers]
     dataset_app = DatasetApp(datasets, files, ring=relay.ring, ring_builders=rings)
     prompt_app = PromptApp(PromptStore(database))
+    search = RowSearch(row_store, rows, stored)
 
     def reconcile() -> None:
         upload_app.reconcile()
         file_app.reconcile()
+        rows.sweep(UPLOAD_GRACE.total_seconds())
         builder.reconcile()
 
     return hosting.Service(
@@ -68,7 +75,7 @@ def build(settings: DataSettings) -> hosting.Service:
         relay=relay,
         consumer=Consumer("data", SUBSCRIPTIONS),
         rpc_services=SERVICE_NAMES,
-        register=Servicers(file_app, dataset_app, upload_app, prompt_app).register,
+        register=Servicers(file_app, dataset_app, upload_app, prompt_app, search).register,
         workers=workers,
         reconcile=reconcile,
     )

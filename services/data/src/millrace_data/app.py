@@ -29,6 +29,8 @@ from millrace_runtime.manifest import sha256_bytes
 UPLOAD_GRACE = timedelta(hours=1)
 _SHOWN_PROBLEMS = 5
 Resource = TypeVar("Resource", File, UploadPart, Dataset)
+KeepRows = Callable[[Path, str, str], None]
+"""Keeps which rows a file holds: (path, filename, digest); ``row_keeping.RowKeeper.keep``."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,13 @@ class FileApp:
         files: Files,
         stored: Bytes,
         *,
+        keep_rows: KeepRows,
         ring: Callable[[], None],
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._files = files
         self._bytes = stored
+        self._keep_rows = keep_rows
         self._ring = ring
         self._now = now
 
@@ -134,6 +138,8 @@ class FileApp:
         with self._bytes.staged(chunks) as staged:
             is_learnt = purpose == FilePurpose.FINE_TUNE
             report = check_examples(staged, filename) if is_learnt else None
+            if is_learnt:
+                self._keep_rows(staged.path, filename, staged.digest)
             file = File(
                 tenant=tenant,
                 id=names.new_id("file"),

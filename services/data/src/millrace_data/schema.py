@@ -36,6 +36,16 @@ FILES = Table(
 # them out locks the row first, so that an upload and a removal of equal bytes cannot overlap.
 STORED_BYTES = Table("stored_bytes", METADATA, Column("digest", String(80), primary_key=True))
 
+# Which rows content holds that models learn from (``row_index``); it stays when the content goes.
+ROW_INDEXES = Table(
+    "row_indexes",
+    METADATA,
+    Column("digest", String(80), primary_key=True),
+    Column("uri", Text, nullable=False),
+    Column("index_digest", String(80), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+)
+
 UPLOADS = Table(
     "uploads",
     METADATA,

@@ -3,10 +3,10 @@
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from millrace_runtime.settings import ServiceSettings
+from millrace_runtime.settings import ProducerSettings
 
 
-class DataSettings(ServiceSettings):
+class DataSettings(ProducerSettings):
     """Environment variables ``MILLRACE_DATA_<FIELD>``."""
 
     model_config = SettingsConfigDict(env_prefix="MILLRACE_DATA_")

@@ -6,13 +6,15 @@ from pathlib import Path
 from millrace_registry.api import SERVICE_NAME, RegistryServicer
 from millrace_registry.app import RegistryApp
 from millrace_registry.control_loop import ControlLoop
-from millrace_registry.control_parts import control_of
+from millrace_registry.control_parts import control_of, endpoint_of
 from millrace_registry.domain import HoldRule
 from millrace_registry.events import FactRecorder, subscriptions
 from millrace_registry.lineage_store import Lineage
+from millrace_registry.provenance import provenance_of
 from millrace_registry.schema import OUTBOX
 from millrace_registry.settings import RegistrySettings
 from millrace_registry.store import Catalogue
+from millrace_registry.tuning.service import ServingTuner
 from millrace_registry.upstream import ArtifactReconciler
 from millrace_runtime import hosting
 from millrace_runtime.bus import Consumer
@@ -34,7 +36,8 @@ def build(settings: RegistrySettings) -> Service:
     relay, record = Relay(database, outbox), FactRecorder(outbox)
     token = secret(settings.internal_token)
     content = ContentStore(settings.data_root, settings.scratch_directory / "cache")
-    control, controller = control_of(settings, database, record, content, relay.ring)
+    provenance = provenance_of(settings, content)
+    control, controller = control_of(settings, database, record, content, provenance, relay.ring)
     loop = ControlLoop(controller, control, settings.control_seconds)
     catalogue = Catalogue(database, record)
     app = RegistryApp(
@@ -44,8 +47,10 @@ def build(settings: RegistrySettings) -> Service:
         ring=relay.ring,
         ring_controller=loop.ring,
         engines=settings.engines,
+        provenance=provenance,
         hold_rule=HoldRule(settings.held_versions, timedelta(seconds=settings.hold_seconds)),
     )
+    tuner = ServingTuner(endpoint_of(settings), app, content, loop.draining)
     return Service(
         name="registry",
         settings=settings,
@@ -53,7 +58,7 @@ def build(settings: RegistrySettings) -> Service:
         relay=relay,
         consumer=Consumer("registry", subscriptions(app)),
         rpc_services=(SERVICE_NAME,),
-        register=RegistryServicer(app, control, loop.draining).register,
+        register=RegistryServicer(app, control, loop.draining, tuner).register,
         workers=[loop],
         reconcile=ArtifactReconciler.at(settings.compressor_address, token, catalogue, app),
     )

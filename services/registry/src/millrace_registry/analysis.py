@@ -3,9 +3,9 @@
 The evidence is looked at twice a second, and the first look that says BAD ends the rollout. So
 every test is one that may be looked at at any time (``sequential.py``). Of all rollouts whose new
 version is as good as the old one, at most ``AnalysisPolicy.false_alarm_rate`` (1 %) are called BAD
-at any time, for any reason that is tested: it is split evenly among the steps, among the five
-signals (errors, first token, further tokens, answers that do not end, quality), and quality's among
-its kinds of prompts.
+at any time, for any reason that is tested: it is split evenly among the five signals (errors, first
+token, further tokens, answers that do not end, quality), then among the steps, and quality's, whose
+prompts are asked once in a rollout, among its kinds of prompts.
 Not tested but ruled: answers of the new version that cannot be scored where the old one's can
 (NaN, nothing at all) are BAD from ``unscored_limit`` prompts on.
 
@@ -79,8 +79,21 @@ def judge(evidence: Evidence, policy: AnalysisPolicy, steps: int = 1) -> Judgeme
 
     One that is BAD decides; without one, whatever is to be waited for.
     """
-    alarm = math.log(_SIGNALS * steps / policy.false_alarm_rate)
-    found = tuple(_findings(evidence, policy, alarm))
+    return _decided(tuple(_findings(evidence, policy, steps)))
+
+
+def judge_quality(evidence: Evidence, policy: AnalysisPolicy) -> Judgement:
+    """What the golden prompts alone say: all that there is before a version gets traffic."""
+    return _decided(tuple(_quality(evidence, policy)))
+
+
+def are_prompts_missing(evidence: Evidence) -> bool:
+    """Whether golden prompts are still to be scored by both, or it is not known how many."""
+    expected = evidence.pairs_expected
+    return expected is None or len({pair.prompt for pair in evidence.pairs}) < expected
+
+
+def _decided(found: Sequence["Finding"]) -> Judgement:
     for verdict in (Verdict.BAD, Verdict.WAIT):
         reasons = tuple(reason for each, reason in found if each == verdict)
         if reasons:
@@ -91,12 +104,13 @@ def judge(evidence: Evidence, policy: AnalysisPolicy, steps: int = 1) -> Judgeme
 Finding = tuple[Verdict, str]
 
 
-def _findings(evidence: Evidence, policy: AnalysisPolicy, alarm: float) -> Iterator[Finding]:
+def _findings(evidence: Evidence, policy: AnalysisPolicy, steps: int) -> Iterator[Finding]:
     new, old = evidence.new, evidence.old
+    alarm = math.log(_SIGNALS * steps / policy.false_alarm_rate)
     yield _errors(new, old, policy, alarm)
     yield from _latencies(new, old, policy, alarm)
     yield from _cuts(new, old, policy, alarm)
-    yield from _quality(evidence, policy, alarm)
+    yield from _quality(evidence, policy)
 
 
 def _errors(new: Answers, old: Answers, policy: AnalysisPolicy, alarm: float) -> Finding:
@@ -163,10 +177,9 @@ def _cuts(new: Answers, old: Answers, policy: AnalysisPolicy, alarm: float) -> I
         yield _unless_suspicious(sure >= _SUSPICIOUS, figures)
 
 
-def _quality(evidence: Evidence, policy: AnalysisPolicy, alarm: float) -> Iterator[Finding]:
+def _quality(evidence: Evidence, policy: AnalysisPolicy) -> Iterator[Finding]:
     # Asked again, a prompt says nothing new.
     once = {pair.prompt: pair for pair in reversed(evidence.pairs)}
-    needed = max(policy.minimum_pairs, evidence.pairs_expected)
     scored = [pair for pair in once.values() if math.isfinite(pair.old)]
     unscored = sum(1 for pair in scored if not math.isfinite(pair.new))
     if unscored >= policy.unscored_limit:
@@ -175,22 +188,31 @@ def _quality(evidence: Evidence, policy: AnalysisPolicy, alarm: float) -> Iterat
             f"{unscored} of {len(scored)} answers could not be scored where the old version's "
             "could: they are not finite, or not one token",
         )
-    if len(once) < needed:
-        yield (
-            Verdict.WAIT,
-            f"{len(once)} prompts were scored with both versions; {needed} are needed",
-        )
-    elif len(scored) < policy.minimum_pairs:
-        yield (
-            Verdict.WAIT,
-            f"{len(scored)} prompts could be scored with the old version; "
-            f"{policy.minimum_pairs} are needed",
-        )
+    yield from _are_enough(len(once), len(scored), evidence.pairs_expected, policy.minimum_pairs)
     kinds: dict[str, list[float]] = {}
     for pair in scored:
         kinds.setdefault(pair.prompt.partition("/")[0], []).append(pair.difference)
+    alarm = math.log(_SIGNALS * max(1, len(kinds)) / policy.false_alarm_rate)
     for kind, differences in sorted(kinds.items()):
-        yield _loss(kind, differences, policy, alarm + math.log(len(kinds)))
+        yield _loss(kind, differences, policy, alarm)
+
+
+def _are_enough(asked: int, scored: int, expected: int | None, least: int) -> Iterator[Finding]:
+    """Whether there are the pairs that there are to be."""
+    if expected is None:
+        yield Verdict.WAIT, "its golden prompts have not been read yet"
+    elif asked < max(least, expected):
+        yield (
+            Verdict.WAIT,
+            f"{asked} prompts were scored with both versions; {max(least, expected)} are needed",
+        )
+    elif scored < least:
+        yield (
+            Verdict.WAIT,
+            f"{scored} prompts could be scored with the old version; {least} are needed",
+        )
+    elif not asked:
+        yield Verdict.GOOD, "its artifact has no golden prompts, so that its quality was not tested"
 
 
 def _loss(kind: str, differences: Sequence[float], policy: AnalysisPolicy, alarm: float) -> Finding:

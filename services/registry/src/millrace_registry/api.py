@@ -11,7 +11,10 @@ from millrace_registry import convert
 from millrace_registry.app import RegistryApp
 from millrace_registry.control_store import ControlStore
 from millrace_registry.domain import RequestKey
-from millrace_runtime import idempotency, names
+from millrace_registry.tuning import convert as tuning_convert
+from millrace_registry.tuning.service import ServingTuner
+from millrace_runtime import idempotency, names, telemetry
+from millrace_runtime.errors import FailedPrecondition
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["RegistryService"].full_name
 
@@ -21,11 +24,19 @@ _WATCH_SECONDS = 0.2
 class RegistryServicer(service_pb2_grpc.RegistryServiceServicer):
     """``millrace.registry.v1.RegistryService``; requests were validated by the interceptor.
 
-    ``draining`` ends the watches, so that the service can stop.
+    ``draining`` ends the watches, so that the service can stop. Without a ``tuner`` no settings
+    are searched for.
     """
 
-    def __init__(self, app: RegistryApp, control: ControlStore, draining: threading.Event) -> None:
+    def __init__(
+        self,
+        app: RegistryApp,
+        control: ControlStore,
+        draining: threading.Event,
+        tuner: ServingTuner | None = None,
+    ) -> None:
         self._app = app
+        self._tuner = tuner
         self._control = control
         self._draining = draining
 
@@ -58,6 +69,13 @@ class RegistryServicer(service_pb2_grpc.RegistryServiceServicer):
         tenant, id = convert.model_key(request.name)
         model = self._app.set_alias(tenant, id, request.alias, request.version)
         return pb.SetAliasResponse(model=convert.model_to_proto(model))
+
+    def SetTags(
+        self, request: pb.SetTagsRequest, context: grpc.ServicerContext
+    ) -> pb.SetTagsResponse:
+        key = convert.tagged_key(request.name)
+        tags = self._app.set_tags(*key, dict(request.tags), set(request.removed))
+        return pb.SetTagsResponse(tags=tags)
 
     def GetVersion(
         self, request: pb.GetVersionRequest, context: grpc.ServicerContext
@@ -134,6 +152,18 @@ class RegistryServicer(service_pb2_grpc.RegistryServiceServicer):
         deployments = [convert.deployment_to_proto(deployment) for deployment in found]
         return pb.MatchDeploymentsResponse(deployments=deployments)
 
+    def CreateRollout(
+        self, request: pb.CreateRolloutRequest, context: grpc.ServicerContext
+    ) -> pb.CreateRolloutResponse:
+        rollout = self._app.create_rollout(
+            names.tenant_of(request.parent),
+            request.model,
+            request.version,
+            RequestKey(request.request_id, idempotency.request_digest(request)),
+            telemetry.current_traceparent(),
+        )
+        return pb.CreateRolloutResponse(rollout=convert.rollout_to_proto(rollout))
+
     def GetRollout(
         self, request: pb.GetRolloutRequest, context: grpc.ServicerContext
     ) -> pb.GetRolloutResponse:
@@ -198,6 +228,21 @@ class RegistryServicer(service_pb2_grpc.RegistryServiceServicer):
         counts = [convert.counts_from_proto(seen) for seen in request.answers]
         self._control.evidence.report(request.gateway, counts)
         return pb.ReportAnswersResponse()
+
+    def TuneServing(
+        self, request: pb.TuneServingRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.TuneServingResponse]:
+        if self._tuner is None:
+            raise FailedPrecondition(
+                "this registry has no endpoint to try settings on", reason="NO_ENDPOINT"
+            )
+        left = threading.Event()
+        if not context.add_callback(left.set):
+            return
+        tenant, id = convert.deployment_key(request.name)
+        wish = tuning_convert.wish_from_proto(request)
+        for news in self._tuner.tune(tenant, id, wish, left):
+            yield tuning_convert.news_to_proto(news)
 
     def GetLineage(
         self, request: pb.GetLineageRequest, context: grpc.ServicerContext

@@ -17,22 +17,21 @@ from millrace_registry.domain import (
     LineageNode,
     Model,
     RequestKey,
-    Rollout,
-    RolloutState,
     Version,
     utc_now,
 )
 from millrace_registry.engine import HERE, unserved_reason
+from millrace_registry.provenance import DAMAGED, Provenance, damage_of
+from millrace_registry.rollout_app import RolloutApp
 from millrace_registry.strategy_rules import require_rising_steps
 from millrace_runtime import names, paging
-from millrace_runtime.content import ContentOutsideRoot, ContentStore
+from millrace_runtime.content import ContentStore
 from millrace_runtime.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
-from millrace_runtime.manifest import ManifestError
 
 _OF_STEP = re.compile(r"(?P<model>.+):ckpt-step-(?P<step>[0-9]{1,18})")
 
 
-class RegistryApp:
+class RegistryApp(RolloutApp):
     """``ring`` publishes facts; ``ring_controller`` has Triton looked at. Both only speed
     things up."""
 
@@ -46,15 +45,14 @@ class RegistryApp:
         ring_controller: Callable[[], None],
         hold_rule: HoldRule = HoldRule(),
         engines: Collection[str] = HERE,
+        provenance: Provenance | None = None,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
+        super().__init__(catalogue, ring, ring_controller)
         self._hold_rule = hold_rule
         self._engines = engines
-        self._catalogue = catalogue
         self._lineage = lineage
-        self._content = content
-        self._ring = ring
-        self._ring_controller = ring_controller
+        self._provenance = provenance or Provenance(content)
         self._now = now
 
     def artifact_finished(
@@ -95,16 +93,16 @@ class RegistryApp:
             compress_start_time=compress_start_time,
             compress_finish_time=compress_finish_time,
         )
-        self._catalogue.register(version, base_model, self._damage(artifact), is_by_hand)
+        self._catalogue.register(version, base_model, self._damage(version), is_by_hand)
         self._ring()
         self._ring_controller()
 
-    def _damage(self, artifact: Content) -> str:
-        """Why an artifact may not be served; empty when every byte is as it was committed."""
+    def _damage(self, version: Version) -> str:
+        """Why a version may not be served; empty: its artifact is as committed, and signed."""
         try:
-            self._content.directory(artifact.uri, artifact.digest)
-        except (ManifestError, ContentOutsideRoot, OSError) as error:
-            return f"its artifact is damaged: {error}"
+            self._provenance.artifact(version)
+        except (*DAMAGED, OSError) as error:
+            return damage_of(error)
         return ""
 
     def learn(
@@ -170,6 +168,26 @@ class RegistryApp:
         self._catalogue.set_alias(tenant, id, alias, version)
         self._ring_controller()
         return self.model(tenant, id)
+
+    def set_tags(
+        self,
+        tenant: str,
+        model: str,
+        number: int | None,
+        tags: Mapping[str, str],
+        removed: Collection[str],
+    ) -> Mapping[str, str]:
+        """Change the tags of a model (``number`` None) or of a version; all that there are now.
+
+        Raises:
+            NotFound
+            InvalidArgument: there would be too many, or one has no key.
+        """
+        if number is None:
+            self.model(tenant, model)
+        else:
+            self.version(tenant, model, number)
+        return self._catalogue.set_tags(tenant, model, number, tags, removed)
 
     def version(self, tenant: str, model: str, number: int) -> Version:
         """
@@ -330,68 +348,3 @@ class RegistryApp:
         """Who wants a checkpoint of ``model``. A model without a deployment gets the default."""
         deployment = self._catalogue.ensure_deployment(tenant, model)
         return [deployment] if deployment is not None and deployment.wants(final) else []
-
-    def rollout(self, tenant: str, id: str) -> Rollout:
-        """
-        Raises:
-            NotFound
-        """
-        return _found(self._catalogue.rollout(tenant, id), id)
-
-    def rollouts(
-        self, tenant: str, model: str, page_size: int, page_token: str
-    ) -> tuple[list[Rollout], str]:
-        """Rollouts, newest first, and the token of the next page (empty: this is the last)."""
-        count = paging.page_size(page_size)
-        before = paging.decode_token(page_token)
-        found = self._catalogue.rollouts(tenant, model, before, count + 1)
-        page = found[:count]
-        return page, paging.encode_token(page[-1].id) if len(found) > count else ""
-
-    def promote(self, tenant: str, id: str) -> Rollout:
-        """Settle a rollout now, whatever it has still to show.
-
-        Raises:
-            NotFound
-            FailedPrecondition: its version has not answered yet, or it has ended.
-        """
-        found = _found(self._catalogue.promote_rollout(tenant, id, "promoted by hand"), id)
-        return self._changed(found, RolloutState.SETTLED, "promoted")
-
-    def reverse(self, tenant: str, id: str, reason: str) -> Rollout:
-        """Go back to the version before.
-
-        Raises:
-            NotFound
-            FailedPrecondition: it has ended.
-        """
-        why = f"reversed by hand: {reason}" if reason else "reversed by hand"
-        found = _found(self._catalogue.reverse_rollout(tenant, id, why), id)
-        return self._changed(found, RolloutState.REVERSED, "reversed")
-
-    def pause(self, tenant: str, id: str, paused: bool) -> Rollout:
-        """Keep a rollout where it is, or let it go on; one that fails is reversed all the same.
-
-        Raises:
-            NotFound
-            FailedPrecondition: it has ended.
-        """
-        found = _found(self._catalogue.pause_rollout(tenant, id, paused), id)
-        state = RolloutState.PENDING if found.state.has_ended else found.state
-        return self._changed(found, state, "paused" if paused else "resumed")
-
-    def _changed(self, rollout: Rollout, state: RolloutState, done: str) -> Rollout:
-        if rollout.state != state:
-            raise FailedPrecondition(
-                f"rollout {rollout.id} is {rollout.state} and cannot be {done}",
-                reason="ROLLOUT_STATE",
-            )
-        self._ring()
-        self._ring_controller()
-        return rollout
-
-
-def _found(rollout: Rollout | None, id: str) -> Rollout:
-    if rollout is None:
-        raise NotFound(f"there is no rollout {id}")
-    return rollout

@@ -1,10 +1,13 @@
-"""Collects the evidence of rollouts: asks golden prompts, a few a look, and adds up all of it."""
+"""Collects the evidence of rollouts: has golden prompts asked, and adds up all of it."""
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 
 from millrace_registry import golden, served_parity
 from millrace_registry.answer_counts import AnswerCounts, answers_of
@@ -12,10 +15,11 @@ from millrace_registry.domain import Rollout, Version
 from millrace_registry.evidence import Evidence
 from millrace_registry.evidence_figures import figures
 from millrace_registry.evidence_store import EvidenceStore, GoldenScore
-from millrace_registry.golden import Question, Scorer
+from millrace_registry.golden import Answered, Question, Scorer
 from millrace_registry.golden_pairs import pairs_of
 from millrace_registry.health import Health
 from millrace_registry.repository import read_interface
+from millrace_registry.scoring import LANES, Key, Round
 from millrace_registry.traffic import Seen
 from millrace_registry.triton import NotScored
 from millrace_runtime import golden as form
@@ -25,10 +29,16 @@ from millrace_runtime.manifest import ManifestError
 
 LOG = logging.getLogger(__name__)
 
-LOOK_SECONDS = 0.3
 _TRIES = 3
 
-_UNREADABLE = (ManifestError, ContentOutsideRoot, GoldenError, OSError, ValueError, KeyError)
+_UNREADABLE = (
+    ManifestError,
+    ContentOutsideRoot,
+    GoldenError,
+    FileNotFoundError,
+    ValueError,
+    KeyError,
+)
 
 
 @dataclass
@@ -41,35 +51,41 @@ class _Work:
         last: as ``golden.last_tokens`` says.
         scores: what is known, by version and prompt.
         failed: how often in a row a question was not answered.
+        round: those that are being asked.
     """
 
-    questions: Mapping[tuple[int, str], Question | None] = field(default_factory=dict)
+    questions: Mapping[Key, Question | None] = field(default_factory=dict)
     originals: Mapping[str, float | None] = field(default_factory=dict)
     last: int | None = None
     mismatch: str = ""
-    scores: dict[tuple[int, str], GoldenScore] = field(default_factory=dict)
-    failed: dict[tuple[int, str], int] = field(default_factory=dict)
+    scores: dict[Key, GoldenScore] = field(default_factory=dict)
+    failed: dict[Key, int] = field(default_factory=dict)
+    round: Round | None = None
 
-    @property
-    def open(self) -> list[tuple[int, str]]:
-        return [key for key in self.questions if key not in self.scores]
+    def open(self, version: int) -> list[str]:
+        """Prompts that the version has not been scored on."""
+        asked = (prompt for number, prompt in self.questions if number == version)
+        return [prompt for prompt in asked if (version, prompt) not in self.scores]
+
+    def failed_last(self, version: int) -> bool:
+        return any(number == version for number, _ in self.failed)
 
 
 class Collector:
-    """Of one controller, in its thread. Scores are kept as they come: whoever takes a rollout over
-    goes on with those that are missing."""
+    """Of one controller, in its thread; only questions are asked by others, the ``executor``'s.
+
+    Scores are kept at the next look: whoever takes a rollout over goes on with those that are
+    missing.
+    """
 
     def __init__(
-        self,
-        store: EvidenceStore,
-        triton: Scorer,
-        content: ContentStore,
-        monotonic: Callable[[], float],
+        self, store: EvidenceStore, triton: Scorer, content: ContentStore, executor: Executor
     ) -> None:
         self._store = store
         self._triton = triton
         self._content = content
-        self._monotonic = monotonic
+        self._executor = executor
+        self._stopped = threading.Event()
         self._work: dict[str, _Work] = {}
 
     def ask(
@@ -79,7 +95,7 @@ class Collector:
         loaded: Sequence[Version],
         healths: Mapping[tuple[str, int], Health],
     ) -> None:
-        """Ask a few golden prompts, for ``LOOK_SECONDS`` or at least one, if both versions answer.
+        """Keep what was answered, and have asked what is missing, if both versions answer.
 
         Args:
             model: its name on Triton.
@@ -95,13 +111,15 @@ class Collector:
         }
         if not rollout.state.is_active or set(by_number) != numbers:
             return
-        work = self._work_of(rollout, list(by_number.values()))
-        until = self._monotonic() + LOOK_SECONDS
-        for key in work.open:
-            if not self._ask(rollout, model, by_number[key[0]], key, work):
-                return  # an engine that is busy, or silent, is not asked again at once
-            if self._monotonic() >= until:
-                return
+        work = self._work_of(rollout, model, by_number)
+        if work is None or work.round is None:
+            return
+        idle = [number for number in sorted(numbers) if work.round.is_idle(number)]
+        self._keep(rollout, work, work.round)  # all that the idle ones have answered is among it
+        for number in idle:
+            lanes = 1 if work.failed_last(number) else LANES
+            work.round.send(number, work.open(number), lanes)
+        self._keep(rollout, work, work.round)
 
     def mismatch(self, rollout: Rollout, new: Version | None) -> str:
         """How the new version is served otherwise than its artifact says; empty: it is not."""
@@ -114,13 +132,13 @@ class Collector:
         before = rollout.answers_before
         new = counts.get(rollout.to_version, AnswerCounts())
         old = counts.get(rollout.from_version, AnswerCounts())
-        work = self._work.get(rollout.id, _Work())
-        scores = work.scores.values()
+        work = self._work.get(rollout.id)
+        scores, originals = (work.scores.values(), work.originals) if work else ((), {})
         return Evidence(
             new=answers_of(seen.new, new.since(AnswerCounts.of(before.get("new", {})))),
             old=answers_of(seen.old, old.since(AnswerCounts.of(before.get("old", {})))),
-            pairs=pairs_of(scores, rollout.to_version, rollout.from_version, work.originals),
-            pairs_expected=len(work.originals),
+            pairs=pairs_of(scores, rollout.to_version, rollout.from_version, originals),
+            pairs_expected=len(originals) if work else None,
         )
 
     def entering(self, rollout: Rollout) -> Rollout:
@@ -136,6 +154,10 @@ class Collector:
         """The rollout with the figures of its evidence, for users."""
         return replace(rollout, evidence=figures(evidence))
 
+    def stop(self) -> None:
+        """Ask nothing more; what is on its way ends."""
+        self._stopped.set()
+
     def tidy(self, before: datetime) -> None:
         """Drop what no rollout needs any more, and was last reported before.
 
@@ -145,35 +167,58 @@ class Collector:
         self._work.clear()  # of those that go on, it is read again
         self._store.forget(before)
 
-    def _ask(
-        self, rollout: Rollout, model: str, version: Version, key: tuple[int, str], work: _Work
-    ) -> bool:
-        """Ask one question; False: there was no answer now."""
-        question = work.questions[key]
-        answered = golden.Answered(math.nan)
-        try:
-            if question is not None:
-                answered = golden.ask(self._triton, model, version, question, work.last)
-        except NotScored as error:
-            work.failed[key] = work.failed.get(key, 0) + 1
-            LOG.info("%s does not score %s: %s", version.name, key[1], error)
-            if work.failed[key] < _TRIES:
-                return False
-        score = GoldenScore(*key, answered.score, answered.answer_tokens)
-        self._store.keep_score(rollout, score)
-        work.scores[key] = score
-        return True
+    def _keep(self, rollout: Rollout, work: _Work, asked: Round) -> None:
+        """Keep what was answered; a question that is not, again and again, as having no score."""
+        scores = []
+        for key, answered in asked.taken():
+            if isinstance(answered, NotScored):
+                LOG.info("version %d does not score %s: %s", *key, answered)
+                work.failed[key] = work.failed.get(key, 0) + 1
+                if work.failed[key] < _TRIES:
+                    continue
+                answered = Answered(math.nan)
+            work.failed.pop(key, None)
+            scores.append(GoldenScore(*key, answered.score, answered.answer_tokens))
+        if scores:
+            self._store.keep_scores(rollout, scores)
+            work.scores.update({(score.version, score.prompt): score for score in scores})
 
-    def _work_of(self, rollout: Rollout, versions: Sequence[Version]) -> _Work:
+    def _work_of(
+        self, rollout: Rollout, model: str, versions: Mapping[int, Version]
+    ) -> _Work | None:
+        """None: the disk, or the network, does not let it be read now."""
         work = self._work.get(rollout.id)
         if work is None:
-            work = self._made(rollout, versions)
+            try:
+                work = self._made(rollout, versions)
+            except OSError as error:
+                LOG.warning("the golden prompts of %s wait: %s", rollout.name, error)
+                return None
+            answered = partial(self._answered, model, versions, work)
+            work.round = Round(self._executor, answered, self._stopped)
             self._work[rollout.id] = work
         return work
 
-    def _made(self, rollout: Rollout, versions: Sequence[Version]) -> _Work:
-        """Nothing is asked of an artifact without prompts, or one that cannot be read."""
-        new = next(each for each in versions if each.number == rollout.to_version)
+    def _answered(
+        self, model: str, versions: Mapping[int, Version], work: _Work, key: Key
+    ) -> Answered:
+        """Of one question; called by the executor.
+
+        Raises:
+            NotScored
+        """
+        question = work.questions[key]
+        if question is None:
+            return Answered(math.nan)
+        return golden.ask(self._triton, model, versions[key[0]], question, work.last)
+
+    def _made(self, rollout: Rollout, by_number: Mapping[int, Version]) -> _Work:
+        """Nothing is asked of an artifact without prompts, or one that is damaged.
+
+        Raises:
+            OSError: it cannot be read now.
+        """
+        new, versions = by_number[rollout.to_version], by_number.values()
         try:
             artifact = self._content.directory(new.artifact.uri, new.artifact.digest)
             prompts = form.read(artifact)

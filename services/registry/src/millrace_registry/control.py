@@ -9,6 +9,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from datetime import datetime, timedelta
 
 from millrace_registry import rollout as rules
@@ -27,16 +28,17 @@ from millrace_registry.domain import (
 )
 from millrace_registry.guarded import GuardedRepository, GuardedTriton, ModelControl
 from millrace_registry.health import Asked, Health
+from millrace_registry.provenance import DAMAGED, Provenance, damage_of
 from millrace_registry.repository import ModelRepository, read_interface
 from millrace_registry.routing import route_of_model
+from millrace_registry.scoring import AtOnce
 from millrace_registry.strategies import Stage
 from millrace_registry.taking_out import take_out
 from millrace_registry.traffic import Seen, Traffic
 from millrace_registry.transitions import RolloutChanged
 from millrace_registry.triton import Loaded, LoadFailed, TritonUnavailable
 from millrace_runtime import storage, telemetry
-from millrace_runtime.content import ContentOutsideRoot, ContentStore
-from millrace_runtime.manifest import ManifestError
+from millrace_runtime.content import ContentStore
 
 LOG = logging.getLogger(__name__)
 
@@ -48,8 +50,6 @@ _FAILED_CHECKS = 3
 _TRAFFIC_KEPT = timedelta(days=1)
 _TIDY_SECONDS = 3600.0
 _BREAK = timedelta(seconds=30)  # between two looks: what was not watched says nothing
-
-_DAMAGED = (ManifestError, ContentOutsideRoot, FileNotFoundError)
 
 Key = tuple[str, int]  # (model's name on Triton, version)
 
@@ -68,6 +68,8 @@ class Controller:
         life: str,
         drain: timedelta,
         ring: Callable[[], None],
+        scoring: Executor | None = None,
+        provenance: Provenance | None = None,
         now: Callable[[], datetime] = utc_now,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -75,6 +77,7 @@ class Controller:
         self._triton = GuardedTriton(triton, store.require)
         self._repository = GuardedRepository(repository, store.require)
         self._content = content
+        self._provenance = provenance or Provenance(content)
         self._endpoint = endpoint
         self._life = life
         self._drain = drain
@@ -83,7 +86,9 @@ class Controller:
         self._monotonic = monotonic
         self._health: dict[Key, Health] = {}
         self._asked = Asked()
-        self._collector = Collector(store.evidence, self._triton, content, monotonic)
+        asking = scoring or AtOnce()
+        self._collector = Collector(store.evidence, self._triton, content, asking)
+        self.stop = self._collector.stop
         self._watched_since: datetime | None = None
         self._looked_until: datetime | None = None
         self._tidied_at: float | None = None
@@ -225,19 +230,14 @@ class Controller:
             watched_since=self._watched_since,
             evidence=self._collector.evidence(found, seen.since(found.before)),
             alone=desired.model.serving_version == 0,
+            serves=desired.model.serving_version == found.to_version,
             old_is_gone=not any(
                 v.number == found.from_version and v.state != VersionState.QUARANTINED
                 for v in desired.versions
             ),
         )
 
-    def _apply(
-        self,
-        desired: Desired,
-        found: Rollout,
-        action: rules.Action,
-        seen: Seen,
-    ) -> None:
+    def _apply(self, desired: Desired, found: Rollout, action: rules.Action, seen: Seen) -> None:
         in_step = seen.since(found.before)
         if isinstance(action, rules.Supersede):
             self._store.supersede(found)
@@ -289,12 +289,12 @@ class Controller:
             OSError: the disk is full or fails, which says nothing of the version.
         """
         try:
-            artifact = self._content.directory(version.artifact.uri, version.artifact.digest)
+            artifact = self._provenance.artifact(version)
             if version.interface is None:
                 self._store.learn_interface(version, read_interface(artifact))
-        except (*_DAMAGED, ValueError, KeyError) as error:
-            LOG.error("%s is damaged: %s", version.name, error)
-            self._store.quarantine(version, f"its artifact is damaged: {error}")
+        except (*DAMAGED, ValueError, KeyError) as error:
+            LOG.error("%s is not to be served: %s", version.name, damage_of(error))
+            self._store.quarantine(version, damage_of(error))
             self._ring()
             return False
         self._repository.add_version(name, version.number, artifact)

@@ -48,6 +48,7 @@ class ControlLoop:
             except Exception:  # the next look may succeed; the loop must live to take it
                 LOG.exception("a look at Triton failed")
             self._doorbell.wait(self._period_seconds)
+        self._controller.stop()
         self._store.give_up()
 
     def _keep(self) -> None:

@@ -8,6 +8,16 @@ from prometheus_client import Gauge, Histogram
 from millrace_registry.domain import Rollout
 
 READY = Gauge("millrace_versions_ready", "Versions that answered on Triton.")
+MEMORY_BUDGET = Gauge(
+    "millrace_endpoint_memory_budget_bytes",
+    "What the versions on an endpoint may take of its memory.",
+    ["endpoint"],
+)
+MEMORY_PLANNED = Gauge(
+    "millrace_endpoint_memory_planned_bytes",
+    "What those that are loaded, or may be now, take or are expected to.",
+    ["endpoint"],
+)
 SETTLE_SECONDS = Histogram(
     "millrace_rollout_duration_seconds",
     "Time from a rollout's start of loading to its end.",

@@ -22,26 +22,24 @@ from millrace_registry.domain import (
     Model,
     Rollout,
     RolloutState,
-    Route,
     Version,
     VersionState,
     utc_now,
 )
+from millrace_registry.endpoint_store import EndpointStore
 from millrace_registry.evidence_store import EvidenceStore
 from millrace_registry.hold_store import held_now, is_held, steps_of
 from millrace_registry.rollout import EnterStep
+from millrace_registry.route_store import RouteStore
 from millrace_registry.rows import (
     deployment_of,
     rollout_of,
-    route_document,
-    route_of,
     version_of,
 )
 from millrace_registry.schema import (
     CONTROLLERS,
     DEPLOYMENTS,
     ROLLOUTS,
-    ROUTES,
     VERSIONS,
 )
 from millrace_registry.stages import read_stages
@@ -108,6 +106,9 @@ class ControlStore:
         self._now = now
         self._lease: Lease | None = None
         self.evidence = EvidenceStore(database, self._fenced, now)
+        self.endpoints = EndpointStore(database, endpoint, self._fenced, now)
+        routes = RouteStore(database, endpoint, self._fenced, now)
+        self.write_routes, self.routes = routes.write, routes.read
 
     def require(self) -> None:
         """Keep the right to control the endpoint. May be called by several threads.
@@ -348,26 +349,6 @@ class ControlStore:
         with self._fenced() as connection:
             key = (version.tenant, version.model, version.number)
             write_measurements(connection, key, measurements)
-
-    def write_routes(self, routes: Sequence[Route]) -> bool:
-        """Publish the route table, if it changed; its revision rises by one."""
-        document = [route_document(route) for route in routes]
-        with self._fenced() as connection:
-            row = connection.execute(select(ROUTES)).first()
-            if row is not None and row.document == document:
-                return False
-            revision = row.revision + 1 if row is not None else 1
-            values = {"id": 1, "revision": revision, "document": document}
-            statement = insert(connection, ROUTES).values(**values)
-            changed = {"revision": revision, "document": document}
-            connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_=changed))
-        return True
-
-    def routes(self) -> tuple[int, list[Route]]:
-        """The route table and its revision; 0 before the first."""
-        with self._database.transaction() as connection:
-            row = connection.execute(select(ROUTES)).first()
-        return (0, []) if row is None else (row.revision, [route_of(d) for d in row.document])
 
     @contextmanager
     def _fenced(self) -> Iterator[Connection]:

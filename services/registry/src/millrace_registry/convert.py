@@ -9,6 +9,7 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from millrace.compressor.v1 import events_pb2 as compressor_events
 from millrace.compressor.v1 import service_pb2 as compressor_pb2
 from millrace.lifecycle.v1 import lifecycle_pb2
 from millrace.registry.v1 import service_pb2 as pb
@@ -53,6 +54,13 @@ def version_key(name: str) -> tuple[str, str, int]:
     """(tenant, model, number) of a version's name."""
     parts = names.parse("tenants/{tenant}/models/{model}/versions/{number}", name)
     return parts["tenant"], parts["model"], int(parts["number"])
+
+
+def tagged_key(name: str) -> tuple[str, str, int | None]:
+    """(tenant, model, number) of a model's or a version's name; a model's number is None."""
+    if "/versions/" in name:
+        return version_key(name)
+    return (*model_key(name), None)
 
 
 def deployment_key(name: str) -> tuple[str, str]:
@@ -106,6 +114,11 @@ def target_name(number: int) -> str:
     return str(compressor_pb2.Target.DESCRIPTOR.values_by_number[number].name)
 
 
+def target_of(made: compressor_pb2.Compression | compressor_events.ArtifactFinished) -> int:
+    """What an artifact is made for: what was asked for, or what a search has chosen."""
+    return made.chosen.target if made.HasField("chosen") else made.target
+
+
 def deployment_from_proto(message: pb.Deployment, tenant: str, id: str) -> Deployment:
     """What a user may set; unset fields have the defaults."""
     default, now = Deployment(tenant, id, message.model, utc_now(), utc_now()), utc_now()
@@ -152,6 +165,7 @@ def model_to_proto(model: Model) -> pb.Model:
         aliases=model.aliases,
         base_model=model.base_model,
         serving_version=model.serving_version,
+        tags=model.tags,
     )
 
 
@@ -167,6 +181,7 @@ def version_to_proto(version: Version) -> pb.Version:
         compression=version.compression,
         create_time=timestamp(version.create_time),
         state_reason=version.state_reason,
+        tags=version.tags,
     )
 
 
@@ -178,7 +193,7 @@ def deployment_to_proto(deployment: Deployment) -> pb.Deployment:
         targets=[compressor_pb2.Target.Value(target) for target in deployment.targets],
         gate=compressor_pb2.GatePolicy(**asdict(deployment.gate)),
         strategy=strategy_to_proto(deployment.strategy),
-        serving=_serving_to_proto(deployment.serving),
+        serving=serving_to_proto(deployment.serving),
         recipe=_parsed(deployment.recipe, compressor_pb2.Recipe()),
         etag=str(deployment.revision),
         create_time=timestamp(deployment.create_time),
@@ -186,7 +201,7 @@ def deployment_to_proto(deployment: Deployment) -> pb.Deployment:
     )
 
 
-def _serving_to_proto(serving: Serving) -> pb.Serving:
+def serving_to_proto(serving: Serving) -> pb.Serving:
     policy = pb.QueuePolicy(**asdict(serving.queue_policy))
     return pb.Serving(**{**asdict(serving), "queue_policy": policy})
 

@@ -114,6 +114,8 @@ class Serving:
     instance_count: int | None = None
     max_batch_size: int | None = None
     queue_policy: QueuePolicy = QueuePolicy()
+    threads: int | None = None
+    cache_gibibytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,7 @@ class Model:
     base_model: str = ""
     serving_version: int = 0
     aliases: Mapping[str, int] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -216,6 +219,7 @@ class Version:
     retire_time: datetime | None = None
     compress_start_time: datetime | None = None
     compress_finish_time: datetime | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -94,7 +94,7 @@ class Facts:
     def artifact_finished(self, event: Event) -> None:
         fact = event.message
         assert isinstance(fact, compressor_events.ArtifactFinished)
-        if not convert.is_known_target(fact.target):
+        if not convert.is_known_target(convert.target_of(fact)):
             # A target that is not known is read as none at all (``cloudevent.from_json``).
             raise PoisonFact(
                 f"{fact.compression} is for a target that this registry does not know: upgrade "
@@ -103,7 +103,7 @@ class Facts:
         self._app.artifact_finished(
             event.tenant,
             compression=fact.compression,
-            target=convert.target_name(fact.target),
+            target=convert.target_name(convert.target_of(fact)),
             artifact=convert.content_from_proto(fact.artifact),
             checkpoint=convert.document_of(fact.checkpoint),
             measurements=convert.document_of(fact.measurements),

@@ -88,10 +88,11 @@ class Pair:
 class Evidence:
     """All that a step of a rollout is judged by.
 
-    ``pairs_expected``: how many pairs there will be, once both versions have scored all prompts.
+    ``pairs_expected``: how many pairs there will be, once both versions have scored all prompts;
+    0: the artifact has no prompts. None: they have not been read yet.
     """
 
     new: Answers = Answers()
     old: Answers = Answers()
     pairs: tuple[Pair, ...] = ()
-    pairs_expected: int = 0
+    pairs_expected: int | None = 0

@@ -82,20 +82,21 @@ class EvidenceStore:
                 for row in connection.execute(query)
             ]
 
-    def keep_score(self, rollout: Rollout, score: GoldenScore) -> None:
-        """Keep a score for whoever goes on with the rollout; again is as once.
+    def keep_scores(self, rollout: Rollout, scores: Sequence[GoldenScore]) -> None:
+        """Keep scores for whoever goes on with the rollout; again is as once.
 
         Raises:
             LeaseLost: another registry controls the endpoint.
         """
-        keys = {"rollout": rollout.id, "version": score.version, "prompt": score.prompt}
-        finite = score.score if math.isfinite(score.score) else None
-        values = {"score": finite, "answer_tokens": score.answer_tokens}
         with self._fenced() as connection:
-            statement = insert(connection, GOLDEN_SCORES).values(**keys, **values)
-            connection.execute(
-                statement.on_conflict_do_update(index_elements=list(keys), set_=values)
-            )
+            for score in scores:
+                keys = {"rollout": rollout.id, "version": score.version, "prompt": score.prompt}
+                finite = score.score if math.isfinite(score.score) else None
+                values = {"score": finite, "answer_tokens": score.answer_tokens}
+                statement = insert(connection, GOLDEN_SCORES).values(**keys, **values)
+                connection.execute(
+                    statement.on_conflict_do_update(index_elements=list(keys), set_=values)
+                )
 
     def forget(self, before: datetime) -> None:
         """Drop scores of rollouts that have ended, and counts that nobody has reported since.

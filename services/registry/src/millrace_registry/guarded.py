@@ -60,6 +60,7 @@ class GuardedRepository:
         self.has_version = repository.has_version
         self._is_written = repository.is_written
         self.models = repository.models
+        self.is_on_trial = repository.is_on_trial
         self.versions = repository.versions
 
     def add_version(self, model: str, version: int, artifact: Path) -> None:

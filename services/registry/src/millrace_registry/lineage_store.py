@@ -1,14 +1,16 @@
 """Lineage: which resource led to which, filled from the facts that the registry consumes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Column, Connection, select, update
 
 from millrace_registry.domain import LineageEdge, LineageNode
 from millrace_registry.schema import EDGES, NODES
 from millrace_registry.upsert import insert
 from millrace_runtime.database import Database
+
+_MOST_NAMES = 10_000
 
 
 class Lineage:
@@ -45,12 +47,10 @@ class Lineage:
         """All that led to a node, and all that it led to."""
         with self._database.transaction() as connection:
             edges = {
-                *_walk(connection, name, lambda at: EDGES.c.effect.in_(at), "cause"),
-                *_walk(connection, name, lambda at: EDGES.c.cause.in_(at), "effect"),
+                *upstream(connection, [name]),
+                *downstream(connection, [name]),
             }
-            reached = sorted({name, *(e.cause for e in edges), *(e.effect for e in edges)})
-            rows = connection.execute(select(NODES).where(NODES.c.name.in_(reached)))
-            nodes = [LineageNode(row.name, row.kind, row.digest) for row in rows]
+            nodes = nodes_of(connection, {name, *ends(edges)})
         return nodes, sorted(edges, key=lambda edge: (edge.cause, edge.effect))
 
 
@@ -83,15 +83,48 @@ def _add_node(connection: Connection, node: LineageNode, time: datetime | None) 
         connection.execute(update(NODES).where(NODES.c.name == node.name).values(**known))
 
 
+def upstream(connection: Connection, names: Iterable[str]) -> set[LineageEdge]:
+    """All that led to any of them."""
+    return _walk(connection, names, EDGES.c.effect, "cause")
+
+
+def downstream(connection: Connection, names: Iterable[str]) -> set[LineageEdge]:
+    """All that any of them led to."""
+    return _walk(connection, names, EDGES.c.cause, "effect")
+
+
+def ends(edges: Iterable[LineageEdge]) -> set[str]:
+    """Names of all that edges touch."""
+    return {name for edge in edges for name in (edge.cause, edge.effect)}
+
+
+def nodes_of(connection: Connection, names: Iterable[str]) -> list[LineageNode]:
+    """The nodes of those names that are known, by name."""
+    nodes = []
+    for some in _asked_at_once(sorted(names)):
+        rows = connection.execute(select(NODES).where(NODES.c.name.in_(some)))
+        nodes += [LineageNode(row.name, row.kind, row.digest) for row in rows]
+    return nodes
+
+
 def _walk(
-    connection: Connection, start: str, touching: Callable[[list[str]], object], onward: str
+    connection: Connection, starts: Iterable[str], touched: Column[str], onward: str
 ) -> set[LineageEdge]:
     found: set[LineageEdge] = set()
-    frontier, seen = [start], {start}
+    frontier = sorted(set(starts))
+    seen = set(frontier)
     while frontier:
-        rows = connection.execute(select(EDGES).where(touching(frontier)))  # type: ignore[arg-type]
-        edges = {LineageEdge(row.cause, row.effect) for row in rows}
+        edges: set[LineageEdge] = set()
+        for some in _asked_at_once(frontier):
+            rows = connection.execute(select(EDGES).where(touched.in_(some)))
+            edges |= {LineageEdge(row.cause, row.effect) for row in rows}
         found |= edges
-        frontier = [name for e in edges if (name := getattr(e, onward)) not in seen]
+        frontier = sorted({getattr(edge, onward) for edge in edges} - seen)
         seen.update(frontier)
     return found
+
+
+def _asked_at_once(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Databases take tens of thousands of values in one statement, and no more."""
+    for start in range(0, len(names), _MOST_NAMES):
+        yield names[start : start + _MOST_NAMES]

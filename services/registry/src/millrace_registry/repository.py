@@ -4,11 +4,13 @@ A folder of a version that is loaded must not change (Triton would reload it), a
 removed once Triton has unloaded it.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from millrace_registry.triton_config import (
 )
 from millrace_runtime.manifest import TEMPORARY_PREFIX
 
+_TRIAL_PREFIX = "_trial."  # no tenant's name begins so
+_TRIAL_LOCK = ".trials"
 _CONFIGURATION = "config.pbtxt"
 _ARTIFACT = "artifact"
 _OTHER_TOKENS = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -92,6 +96,27 @@ class ModelRepository:
     def _configuration(self, model: str, versions: Sequence[int], serving: Serving) -> str:
         return print_config(generation_config(model, sorted(versions), self._settings, serving))
 
+    @contextlib.contextmanager
+    def trials(self) -> Iterator[bool]:
+        """While it lasts, models on trial are left alone; False: others try theirs already.
+
+        Among all processes that use these folders; the kernel ends it with the process.
+        """
+        with (self._root / _TRIAL_LOCK).open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+    def is_on_trial(self, model: str) -> bool:
+        """Whether ``model`` is one that is tried now (``trial_name``)."""
+        if not model.startswith(_TRIAL_PREFIX):
+            return False
+        with self.trials() as nobody_tries:
+            return not nobody_tries
+
     def models(self) -> list[str]:
         """Names of the models that have a folder."""
         return [path.name for path in self._root.iterdir() if (path / _CONFIGURATION).exists()]
@@ -106,6 +131,11 @@ class ModelRepository:
 
     def remove_model(self, model: str) -> None:
         shutil.rmtree(self._root / model, ignore_errors=True)
+
+
+def trial_name(model: str) -> str:
+    """The name on Triton of a model that other settings of ``model`` are tried on."""
+    return _TRIAL_PREFIX + model
 
 
 def is_engine_folder(folder: Path, artifact: Path) -> bool:

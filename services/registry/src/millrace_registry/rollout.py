@@ -8,7 +8,14 @@ where it stood. No data is never a pass: a step ends well only when the new vers
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from millrace_registry.analysis import AnalysisPolicy, Judgement, Verdict, judge
+from millrace_registry.analysis import (
+    AnalysisPolicy,
+    Judgement,
+    Verdict,
+    are_prompts_missing,
+    judge,
+    judge_quality,
+)
 from millrace_registry.domain import Rollout, RolloutState
 from millrace_registry.evidence import Evidence
 from millrace_registry.strategies import (
@@ -47,6 +54,7 @@ class Observed:
         watched_since: since when Triton has been looked at without a break; silence from before
             says nothing of the version. None: all the time.
         alone: no other version of the model serves.
+        serves: it serves already; another was quarantined, and it took that one's place.
         old_is_gone: the old version cannot be asked any more.
         evidence: what the present step is judged by.
     """
@@ -61,6 +69,7 @@ class Observed:
     old: Traffic = _NO_TRAFFIC
     watched_since: datetime | None = None
     alone: bool = False
+    serves: bool = False
     old_is_gone: bool = False
     evidence: Evidence = _NO_EVIDENCE
 
@@ -157,8 +166,9 @@ def judged(rollout: Rollout, stage: Stage, observed: Observed) -> Judgement:
     """
     new, old = step_traffic(rollout, observed)
     known = observed.evidence
-    if observed.old_is_gone:  # then it is to be as one that never failed
+    if observed.old_is_gone:  # then it is to be as one that never failed, and is asked nothing
         old = Traffic(requests=max(old.requests, new.requests))
+        known = replace(known, pairs_expected=0)
     evidence = replace(
         known,
         new=replace(known.new, requests=new.requests, failures=new.failures),
@@ -199,6 +209,8 @@ def questions_missing(rollout: Rollout, stage: Stage, observed: Observed) -> tup
 
 
 def _when_pending(observed: Observed) -> Action:
+    if observed.serves:
+        return Settle("it serves already")
     if observed.newer_waits:
         return Supersede()
     return Wait() if observed.another_active else Load()
@@ -210,10 +222,28 @@ def _when_loading(rollout: Rollout, strategy: Strategy, observed: Observed) -> A
     if observed.is_ready:
         if rollout.from_version == 0:
             return Settle("it answered, and there is no version before it to compare with")
-        return _first_step(strategy)
+        return _when_ready(rollout, strategy, observed)
     if _watched(rollout, observed) > LOADING_LIMIT:
         return Reverse(f"it did not answer within {LOADING_LIMIT.total_seconds():g} s of loading")
     return Wait()
+
+
+def _when_ready(rollout: Rollout, strategy: Strategy, observed: Observed) -> Action:
+    """What is worse by the golden prompts gets no traffic: they are scored before its first step.
+
+    Should that take too long (the old version may be busy, or silent), it is judged in its steps
+    as by the rest.
+    """
+    first = _first_step(strategy)
+    is_compared = not observed.alone and not observed.old_is_gone
+    if isinstance(first, Settle) or not is_compared:
+        return first
+    judgement = judge_quality(observed.evidence, AnalysisPolicy())
+    if judgement.verdict == Verdict.BAD:
+        return Reverse("; ".join(judgement.reasons))
+    waited = observed.now - (rollout.ready_time or observed.now)
+    is_late = waited > SILENCE_LIMIT
+    return Wait() if are_prompts_missing(observed.evidence) and not is_late else first
 
 
 def _first_step(strategy: Strategy) -> EnterStep | Settle:

@@ -1,6 +1,6 @@
 """Routes: how the requests to a model are spread, from what is desired and what answers. Pure."""
 
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from millrace_registry.domain import (
@@ -23,10 +23,10 @@ def route_of_model(
     held: Collection[int],
     steps: Mapping[int, int],
     queue_policy: QueuePolicy = QueuePolicy(),
-    answering: Container[int],
-    endpoint: str,
+    answering: Mapping[int, Sequence[str]],
 ) -> Route:
-    """What gateways may send where: versions that are ``answering``, and no others.
+    """What gateways may send where: versions that are ``answering``, to the endpoints on which
+    they do, and no others.
 
     ``rollouts`` are those that have not ended; one at most is judged. The shares add up to 1,
     unless nothing that serves answers; those that are ``held`` alone, wait beside the serving one
@@ -45,7 +45,7 @@ def route_of_model(
         Target(
             version=version.number,
             share=share[version.number],
-            endpoints=(endpoint,),
+            endpoints=tuple(answering[version.number]),
             artifact_digest=version.artifact.digest,
             interface=version.interface,
             traceparent=version.traceparent,

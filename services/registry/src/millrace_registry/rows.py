@@ -44,6 +44,7 @@ def model_of(row: Row[Any], aliases: dict[str, int]) -> Model:
         base_model=row.base_model,
         serving_version=row.serving_version,
         aliases=aliases,
+        tags=row.tags or {},
     )
 
 
@@ -54,6 +55,7 @@ def version_values(version: Version) -> dict[str, Any]:
         "artifact": asdict(version.artifact),
         "checkpoint": dict(version.checkpoint),
         "measurements": dict(version.measurements),
+        "tags": dict(version.tags),
         "interface": asdict(version.interface) if version.interface else None,
     }
 
@@ -81,6 +83,7 @@ def version_of(row: Row[Any]) -> Version:
             "state": VersionState(row.state),
             "artifact": Content(**row.artifact),
             "interface": Interface(**row.interface) if row.interface else None,
+            "tags": row.tags or {},
         }
     )
 
@@ -158,6 +161,7 @@ def rollout_values(rollout: Rollout) -> dict[str, Any]:
 
 def rollout_of(row: Row[Any]) -> Rollout:
     values = dict(row._mapping)
+    del values["request_id"], values["request_digest"]
     before = _seen_of(values.pop("counters"))
     return Rollout(
         **{

@@ -33,6 +33,8 @@ MODELS = Table(
     Column("serving_version", BigInteger, nullable=False),
     Column("is_deleted", Boolean, nullable=False),
     Column("create_time", UtcDateTime, nullable=False),
+    # null: none.
+    Column("tags", JSON(none_as_null=True)),
 )
 
 ALIASES = Table(
@@ -63,6 +65,8 @@ VERSIONS = Table(
     Column("retire_time", UtcDateTime),
     Column("compress_start_time", UtcDateTime),
     Column("compress_finish_time", UtcDateTime),
+    # null: none.
+    Column("tags", JSON(none_as_null=True)),
     # The natural key: however often its fact is delivered, an artifact becomes one version.
     UniqueConstraint("tenant", "compression"),
 )
@@ -120,7 +124,8 @@ ROLLOUTS = Table(
     Column("answers_before", JSON(none_as_null=True)),
     Column("load_time", UtcDateTime),
     Column("ready_time", UtcDateTime),
-    UniqueConstraint("tenant", "model", "to_version"),
+    # Of those that a person asked for.
+    *request_columns(),
     Index("rollouts_tenant_id", "tenant", "id"),
 )
 
@@ -201,6 +206,18 @@ CONTROLLERS = Table(
     *lease_columns(),
 )
 
+# What each endpoint said of itself last, by its controller; null: nothing yet.
+ENDPOINTS = Table(
+    "endpoints",
+    METADATA,
+    Column("id", String(200), primary_key=True),
+    # [[model on Triton, version], …] that answer there.
+    Column("answering", JSON(none_as_null=True)),
+    # Its budget, and what versions claim of it (``endpoint_store``).
+    Column("memory", JSON(none_as_null=True)),
+    Column("update_time", UtcDateTime, nullable=False),
+)
+
 # What gateways are told; one row, written by the controller when it changes.
 ROUTES = Table(
     "routes",
@@ -218,6 +235,50 @@ NODES = Table(
     Column("digest", String(80), nullable=False, index=True),
     # When it came to be, where a fact said so.
     Column("time", UtcDateTime),
+)
+
+# Whoever registers versions, learns lineage or recalls, of a tenant: one at a time.
+RECALL_LOCKS = Table(
+    "recall_locks", METADATA, Column("tenant", String(63), primary_key=True)
+)
+
+RECALLS = Table(
+    "recalls",
+    METADATA,
+    Column("id", String(80), primary_key=True),
+    Column("tenant", String(63), nullable=False),
+    Column("action", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("unindexed", JSON, nullable=False),
+    Column("traceparent", String(64), nullable=False),
+    Column("create_time", UtcDateTime, nullable=False),
+    *request_columns(),
+    Index("recalls_tenant_id", "tenant", "id"),
+)
+
+# What is recalled: by name, and by content.
+RECALL_CAUSES = Table(
+    "recall_causes",
+    METADATA,
+    Column("recall", String(80), primary_key=True),
+    Column("name", String(400), primary_key=True),
+    Column("is_heldout", Boolean, primary_key=True),
+    Column("digest", String(80), nullable=False),
+    Column("row_count", BigInteger, nullable=False),
+    Column("hashes", JSON, nullable=False),
+)
+
+# The versions that a recall has met, and what it did about each.
+RECALL_VERSIONS = Table(
+    "recall_versions",
+    METADATA,
+    Column("recall", String(80), primary_key=True),
+    Column("model", String(256), primary_key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("state_before", String(16), nullable=False),
+    Column("was_live", Boolean, nullable=False),
+    Column("outcome", String(16), nullable=False),
+    Column("successor", BigInteger, nullable=False),
 )
 
 EDGES = Table(

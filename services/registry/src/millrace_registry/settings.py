@@ -1,12 +1,15 @@
 """What the registry can be told."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from millrace_registry.engine import HERE
 from millrace_runtime.settings import ServiceSettings
+
+ACCEPT_UNSIGNED = "accept_unsigned"
 
 
 class RegistrySettings(ServiceSettings):
@@ -32,6 +35,15 @@ class RegistrySettings(ServiceSettings):
     )
     hold_seconds: float = Field(
         120.0, gt=10, description="how long after the last request such a version stays loaded"
+    )
+    trusted_keys: Path | None = Field(
+        None,
+        description="PEM file of the public key, or directory of those (*.pem), that datasets, "
+        "checkpoints and artifacts must be signed with; unset: signatures are not asked for",
+    )
+    signatures: Literal["require", "accept_unsigned"] = Field(
+        "require",
+        description="accept_unsigned: what has no signature is served; a wrong one is refused",
     )
     engines: tuple[str, ...] = Field(
         HERE, description="engines of the endpoint; a version for another is not rolled out"

@@ -4,7 +4,7 @@ State and the fact it causes are written in one transaction. A tenant of ``-`` s
 tenant, and a model of ``-`` for every model. What the controller does is in ``control_store.py``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, Table, delete, func, literal, select, tuple_, update
 
 from millrace.registry.v1 import events_pb2
-from millrace_registry import hold_store, rollout_store
+from millrace_registry import hold_store, rollout_store, tag_store
 from millrace_registry.domain import (
     EVERY,
     Deployment,
@@ -20,7 +20,6 @@ from millrace_registry.domain import (
     Model,
     RequestKey,
     Rollout,
-    RolloutState,
     Version,
     VersionState,
     lineage_of,
@@ -105,6 +104,17 @@ class Catalogue:
         with self._database.transaction() as connection:
             write_alias(connection, tenant, model, alias, version)
 
+    def set_tags(
+        self,
+        tenant: str,
+        model: str,
+        number: int | None,
+        tags: Mapping[str, str],
+        removed: Collection[str],
+    ) -> Mapping[str, str]:
+        with self._database.transaction() as connection:
+            return tag_store.change(connection, (tenant, model, number), tags, removed)
+
     def version(self, tenant: str, model: str, number: int) -> Version | None:
         with self._database.transaction() as connection:
             return read_version(connection, tenant, model, number)
@@ -181,20 +191,7 @@ class Catalogue:
     def _add_rollout(
         self, connection: Connection, version: Version, deployment: Deployment, is_late: bool
     ) -> None:
-        now = self._now()
-        rollout = Rollout(
-            tenant=version.tenant,
-            id=names.new_id("rollout"),
-            deployment=deployment.id,
-            model=version.model,
-            to_version=version.number,
-            create_time=now,
-            update_time=now,
-            traceparent=version.traceparent,
-            state=RolloutState.SUPERSEDED if is_late else RolloutState.PENDING,
-            reason="a version of a newer checkpoint was first" if is_late else "",
-            finish_time=now if is_late else None,
-        )
+        rollout = rollout_store.rollout_to(version, deployment, self._now(), is_late)
         connection.execute(ROLLOUTS.insert().values(**rollout_values(rollout)))
 
     def hold(self, version: Version, rule: HoldRule) -> datetime | None:
@@ -293,6 +290,20 @@ class Catalogue:
         _insert_deployment(connection, default, RequestKey("", ""))
         of_model = (DEPLOYMENTS.c.tenant == tenant) & (DEPLOYMENTS.c.model == model)
         return deployment_of(connection.execute(select(DEPLOYMENTS).where(of_model)).one())
+
+    def create_rollout(
+        self, tenant: str, model: str, number: int, request: RequestKey, traceparent: str
+    ) -> Rollout:
+        """
+        Raises:
+            NotFound, FailedPrecondition, AlreadyExists: ``rollout_store.create``.
+        """
+        with self._database.transaction() as connection:
+            version = rollout_store.require_version(connection, tenant, model, number)
+            deployment = self._ensure_deployment(connection, tenant, model)
+            made = rollout_store.rollout_to(version, deployment, self._now(), is_late=False)
+            made = replace(made, traceparent=traceparent or version.traceparent)
+            return rollout_store.create(connection, made, version, request)
 
     def rollout(self, tenant: str, id: str) -> Rollout | None:
         query = select(ROLLOUTS).where(ROLLOUTS.c.tenant == tenant, ROLLOUTS.c.id == id)

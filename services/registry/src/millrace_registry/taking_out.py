@@ -12,7 +12,7 @@ def take_out(
     listed: Mapping[str, Collection[int]],
     index: Mapping[tuple[str, int], Loaded],
 ) -> None:
-    """Unload models that nobody wants, and remove folders that nothing runs from.
+    """Unload models that nobody wants or tries, and remove folders that nothing runs from.
 
     Args:
         listed: versions that are wanted, by the name of their model on Triton.
@@ -20,6 +20,8 @@ def take_out(
     """
     busy = {key for key, loaded in index.items() if loaded.state != "UNAVAILABLE"}
     for name in {*repository.models(), *(model for model, _ in busy)} - set(listed):
+        if repository.is_on_trial(name):
+            continue
         if any(model == name for model, _ in busy):
             triton.unload(name)
         else:

@@ -122,22 +122,34 @@ def quarantine_version(
     """Mark a version, and let the newest retired one serve in its place if it served."""
     key = (version.tenant, version.model, version.number)
     set_version_state(connection, key, VersionState.QUARANTINED, state_reason=reason)
+    serve_instead(
+        connection, version, successor_of(connection, version.tenant, version.model)
+    )
+
+
+def successor_of(connection: Connection, tenant: str, model: str) -> int:
+    """The newest version that served before, and was neither reversed nor recalled; 0: none."""
+    retired = VERSIONS.c.state == VersionState.RETIRED.value
+    query = select(func.max(VERSIONS.c.number)).where(
+        *scope(VERSIONS, tenant, model), retired, VERSIONS.c.state_reason == ""
+    )
+    return connection.execute(query).scalar_one() or 0
+
+
+def serve_instead(connection: Connection, version: Version, successor: int) -> None:
+    """Let ``successor`` serve (0: none) if ``version`` did; ``champion`` means it too."""
     serves = (
         (MODELS.c.tenant == version.tenant)
         & (MODELS.c.id == version.model)
         & (MODELS.c.serving_version == version.number)
     )
-    if connection.execute(select(MODELS.c.id).where(serves)).first() is None:
+    served = update(MODELS).where(serves).values(serving_version=successor)
+    if connection.execute(served).rowcount == 0:
         return
-    retired = VERSIONS.c.state == VersionState.RETIRED.value
-    query = select(func.max(VERSIONS.c.number)).where(
-        *scope(VERSIONS, version.tenant, version.model), retired, VERSIONS.c.state_reason == ""
-    )
-    successor = connection.execute(query).scalar_one() or 0
-    connection.execute(update(MODELS).where(serves).values(serving_version=successor))
     if successor:
         serving = (version.tenant, version.model, successor)
         set_version_state(connection, serving, VersionState.SERVING, retire_time=None)
+    write_alias(connection, version.tenant, version.model, CHAMPION, successor)
 
 
 def settle_rollout(
@@ -175,9 +187,15 @@ def reverse_rollout(
     assert version is not None, "a rollout leads to a version"
     _end(connection, rollout, RolloutState.REVERSED, 0.0, reason, now)
     key = (rollout.tenant, rollout.model, rollout.to_version)
-    set_version_state(
-        connection, key, VersionState.RETIRED, state_reason=f"reversed: {reason}", retire_time=now
-    )
+    if version.state == VersionState.ROLLING_OUT or version.retire_time is None:
+        # Else it has served before, and this rollout to it had not begun: it is as good as it was.
+        set_version_state(
+            connection,
+            key,
+            VersionState.RETIRED,
+            state_reason=f"reversed: {reason}",
+            retire_time=now,
+        )
     fact = events_pb2.RolloutReversed(
         rollout=rollout.name,
         model=rollout.model,
@@ -212,11 +230,12 @@ def move_rollout(connection: Connection, before: Rollout, after: Rollout) -> Non
 
     Raises:
         RolloutChanged: it is not in the state that ``before`` was read in: a user may have ended
-            or paused it while the controller looked.
+            or paused it while the controller looked, or another endpoint's controller moved it.
     """
     unchanged = (
         (ROLLOUTS.c.id == before.id)
         & (ROLLOUTS.c.state == before.state.value)
+        & (ROLLOUTS.c.step == before.step)
         & (ROLLOUTS.c.paused.is_(before.paused))
     )
     statement = update(ROLLOUTS).where(unchanged).values(**rollout_values(after))

@@ -6,6 +6,7 @@ NotScored           a version gave no log-probabilities; the message says why
 """
 
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,12 +48,13 @@ class Loaded:
 
 
 class Triton:
-    """One endpoint's model control and a question to a version."""
+    """One endpoint's model control and questions to versions, those from several threads."""
 
     def __init__(self, address: str, control_key: str | None) -> None:
         self._address = address
         self._headers = {_CONTROL_HEADER: control_key} if control_key else {}
         self._client = client.InferenceServerClient(address)
+        self._of_thread = threading.local()
 
     def index(self) -> Mapping[tuple[str, int], Loaded]:
         """Every version that Triton knows, by (model, number).
@@ -150,20 +152,29 @@ class Triton:
         """All responses to one request; the last may be why there are no more."""
         inputs = [prompt, _text_input("sampling", json.dumps(sampling))]
         answers: _Answers = []
-        # A stream has its own connection state: a client of its own keeps probes apart.
-        with client.InferenceServerClient(self._address) as asking:
-            try:
-                asking.start_stream(
-                    lambda result, error: answers.append((result, error)),
-                    stream_timeout=_PROBE_SECONDS,
-                )
-                asking.async_stream_infer(model, inputs, model_version=str(version))
-                asking.stop_stream()  # waits for the stream's end
-            except InferenceServerException as error:
-                return [(None, error)]
-            except grpc.RpcError as error:
-                return [(None, InferenceServerException(str(error)))]
+        asking = self._asking()
+        try:
+            asking.start_stream(
+                lambda result, error: answers.append((result, error)),
+                stream_timeout=_PROBE_SECONDS,
+            )
+            asking.async_stream_infer(model, inputs, model_version=str(version))
+            asking.stop_stream()  # waits for the stream's end
+        except InferenceServerException as error:
+            answers = [(None, error)]
+        except grpc.RpcError as error:
+            answers = [(None, InferenceServerException(str(error)))]
+        if any(error is not None for _, error in answers):
+            self._of_thread.client = None  # it may be the connection's fault
+            asking.close()
         return answers
+
+    def _asking(self) -> client.InferenceServerClient:
+        """The thread's own: a client has one stream at a time, whose errors name no request."""
+        found: client.InferenceServerClient | None = getattr(self._of_thread, "client", None)
+        if found is None:
+            found = self._of_thread.client = client.InferenceServerClient(self._address)
+        return found
 
 
 def _verdict(answers: _Answers) -> str:

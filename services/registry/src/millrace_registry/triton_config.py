@@ -89,13 +89,13 @@ def generation_config(
     https://github.com/triton-inference-server/python_backend/tree/r24.10#initialize
 
     Of what a deployment says, ``instance_count`` makes the instance group, and ``max_batch_size``
-    the engine's own batch, which requests join and leave in flight. The configuration's
+    the engine's own batch, which requests join and leave in flight; ``threads`` and
+    ``cache_gibibytes`` are those of each engine. The configuration's
     max_batch_size stays 0, since no tensor has a batch dimension, and there is no dynamic_batching:
     the engine takes every request at once, so that nothing waits in Triton to be batched, ordered
     by priority or refused. What waits does so in the gateway (deploy/adr/0010-serving.md).
     """
-    if serving.max_batch_size is not None:
-        settings = replace(settings, max_sequences=serving.max_batch_size)
+    settings = _as_deployed(settings, serving)
     config = pb.ModelConfig(name=name, backend="python", max_batch_size=0)
     config.version_policy.specific.versions.extend(versions)
     config.model_transaction_policy.decoupled = True
@@ -113,6 +113,15 @@ def generation_config(
     for key in EngineSettings.__dataclass_fields__:
         config.parameters[key].string_value = str(getattr(settings, key))
     return config
+
+
+def _as_deployed(settings: EngineSettings, serving: Serving) -> EngineSettings:
+    said = {
+        "max_sequences": serving.max_batch_size,
+        "threads": serving.threads,
+        "cache_gibibytes": serving.cache_gibibytes,
+    }
+    return replace(settings, **{name: value for name, value in said.items() if value is not None})
 
 
 def print_config(config: pb.ModelConfig) -> str:

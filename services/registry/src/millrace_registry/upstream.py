@@ -57,7 +57,7 @@ class ArtifactReconciler:
     def _is_missing(self, found: compressor_pb2.Compression) -> bool:
         if found.state != lifecycle_pb2.WORK_STATE_SUCCEEDED or not found.verdict.passed:
             return False
-        if not convert.is_known_target(found.target):
+        if not convert.is_known_target(convert.target_of(found)):
             return False  # of a newer compressor: for the next registry to take up
         tenant = names.tenant_of(found.name)
         return self._catalogue.version_of_compression(tenant, found.name) is None
@@ -66,7 +66,7 @@ class ArtifactReconciler:
         self._app.artifact_finished(
             names.tenant_of(found.name),
             compression=found.name,
-            target=convert.target_name(found.target),
+            target=convert.target_name(convert.target_of(found)),
             artifact=convert.content_from_proto(found.artifact),
             checkpoint=convert.document_of(found.checkpoint),
             measurements=convert.document_of(found.measurements),

@@ -6,12 +6,12 @@ from millrace.data.v1.service_pb2_grpc import DataServiceStub
 from millrace_runtime import hosting, owner
 from millrace_runtime.bus import Consumer
 from millrace_runtime.channel import open_channel
-from millrace_runtime.content import ContentStore
 from millrace_runtime.database import migrate, open_database
 from millrace_runtime.hosting import Service
 from millrace_runtime.outbox import Outbox
 from millrace_runtime.relay import Relay
 from millrace_runtime.settings import from_command_line
+from millrace_runtime.signed_content import content_store_of
 from millrace_runtime.work import Worker
 from millrace_trainer.api import SERVICE_NAME, TrainerServicer
 from millrace_trainer.app import TrainerApp
@@ -40,7 +40,7 @@ def build(settings: TrainerSettings) -> Service:
     )
     trainer = Trainer(
         runs,
-        ContentStore(settings.data_root, settings.scratch_directory / "cache"),
+        content_store_of(settings),
         scratch=settings.scratch_directory / "runs",
         threads=settings.threads,
         mlflow_tracking_uri=settings.mlflow_tracking_uri,

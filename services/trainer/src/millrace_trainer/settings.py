@@ -3,10 +3,10 @@
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from millrace_runtime.settings import ServiceSettings
+from millrace_runtime.settings import ProducerSettings
 
 
-class TrainerSettings(ServiceSettings):
+class TrainerSettings(ProducerSettings):
     """``MILLRACE_TRAINER_…``"""
 
     model_config = SettingsConfigDict(env_prefix="MILLRACE_TRAINER_")

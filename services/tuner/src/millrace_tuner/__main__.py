@@ -7,12 +7,12 @@ import grpc
 from millrace_runtime import hosting, owner
 from millrace_runtime.bus import Consumer
 from millrace_runtime.channel import open_channel
-from millrace_runtime.content import ContentStore
 from millrace_runtime.database import migrate, open_database
 from millrace_runtime.hosting import Service
 from millrace_runtime.outbox import Outbox
 from millrace_runtime.relay import Relay
 from millrace_runtime.settings import from_command_line
+from millrace_runtime.signed_content import content_store_of
 from millrace_tuner import graders_api
 from millrace_tuner.api import SERVICE_NAME, TunerServicer
 from millrace_tuner.app import TunerApp
@@ -34,7 +34,7 @@ def build(settings: TunerSettings) -> Service:
     migrate(database, MIGRATIONS)
     outbox = Outbox(OUTBOX)
     relay = Relay(database, outbox)
-    content = ContentStore(settings.data_root, settings.scratch_directory / "cache")
+    content = content_store_of(settings)
     this = owner.this_process()
     jobs = JobStore(
         database, FactRecorder(outbox), owner=this, lease_seconds=settings.lease_seconds

@@ -252,6 +252,7 @@ def checkpoint_to_proto(checkpoint: Checkpoint) -> pb.Checkpoint:
         base_checkpoint_digest=checkpoint.base_checkpoint_digest,
         training_file_digest=checkpoint.training_file_digest,
         metrics=dict(checkpoint.metrics),
+        unserved=not checkpoint.served,
     )
 
 

@@ -230,6 +230,8 @@ class Checkpoint:
     Attributes:
         valid_loss: in nats a learned token; None where the method measures no loss.
         metrics: all that was measured on the held-out examples, by its name in the result file.
+        served: it is compressed and served; what no engine runs, and what is learned for another
+            stage, is not.
     """
 
     tenant: str
@@ -246,6 +248,7 @@ class Checkpoint:
     training_file_digest: str
     create_time: datetime
     metrics: Mapping[str, float] = field(default_factory=dict)
+    served: bool = True
 
     @property
     def name(self) -> str:

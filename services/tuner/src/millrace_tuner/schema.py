@@ -13,6 +13,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    true,
 )
 
 from millrace_runtime.database import UtcDateTime
@@ -73,6 +74,7 @@ CHECKPOINTS = Table(
     Column("base_checkpoint_digest", String(80), nullable=False),
     Column("training_file_digest", String(80), nullable=False),
     Column("metrics", JSON, nullable=False, server_default="{}"),
+    Column("served", Boolean, nullable=False, server_default=true()),
     Column("create_time", UtcDateTime, nullable=False),
     # A job reports a checkpoint again after a restart: it is the same one.
     UniqueConstraint("job", "digest"),

@@ -5,10 +5,10 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from millrace_runtime.settings import ServiceSettings
+from millrace_runtime.settings import ProducerSettings
 
 
-class TunerSettings(ServiceSettings):
+class TunerSettings(ProducerSettings):
     """Environment variables ``MILLRACE_TUNER_<FIELD>``."""
 
     model_config = SettingsConfigDict(env_prefix="MILLRACE_TUNER_")

@@ -6,6 +6,7 @@ work was taken over, cancelled or paused. A tenant of ``-`` stands for every ten
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
@@ -239,9 +240,10 @@ class JobStore:
             row = connection.execute(known).first()
             if row is not None:
                 return checkpoint_of(row)
+            checkpoint = replace(checkpoint, served=job.plan.is_served)
             connection.execute(CHECKPOINTS.insert().values(**checkpoint_values(checkpoint)))
             connection.execute(leases.fenced(JOBS, lease).values(attempts=0))  # it is progress
-            if job.plan.is_served:
+            if checkpoint.served:
                 self._record(connection, CheckpointFinished(job, checkpoint))
             self._tell(connection, job, (checkpoint_event(checkpoint),))
         return checkpoint

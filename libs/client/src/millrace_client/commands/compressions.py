@@ -48,7 +48,7 @@ CheckpointArgument = Annotated[
     str, typer.Argument(metavar="CHECKPOINT", help="runs/run-…/checkpoints/ckpt-… or jobs/…")
 ]
 TargetOption = Annotated[
-    str, typer.Option("--target", help="What for: openvino_int8, openvino_int4, onnx_int8, …")
+    str, typer.Option("--target", help="What for: openvino_int8, openvino_int4, …, or auto.")
 ]
 _ROW_COLUMNS: Columns = {
     "measured": lambda row: row["name"],
@@ -56,11 +56,20 @@ _ROW_COLUMNS: Columns = {
     "artifact": lambda row: _measured(row["artifact"], row["unit"]),
     "change": lambda row: _change(row),
 }
+_TRIAL_COLUMNS: Columns = {
+    "tried": lambda trial: _candidate(trial),
+    "size": lambda trial: text.size(trial["size_bytes"]),
+    "perplexity": lambda trial: _signed(trial["perplexity_increase"]),
+    "top-1": lambda trial: _measured(trial["top1_agreement"], "share"),
+    "latency": lambda trial: _measured(trial["latency_seconds"], "seconds"),
+    "tokens": lambda trial: str(trial["evaluated_tokens"] or "-"),
+    "gate": lambda trial: _word(trial),
+}
 _COLUMNS: Columns = {
     "compression": lambda c: c["id"],
     "model": lambda c: c["model"],
     "step": lambda c: f"{c['checkpoint_step']}{' final' if c['checkpoint_final'] else ''}",
-    "target": lambda c: c["target"],
+    "target": lambda c: _target(c),
     "state": lambda c: state(_outcome(c)),
     "perplexity": lambda c: _perplexity_increase(c["measurements"]),
     "size": lambda c: text.size(c["measurements"].get("artifact_size_bytes")),
@@ -136,6 +145,7 @@ def create(
     ] = None,
     min_top1_agreement: Annotated[float | None, typer.Option(min=0, max=1)] = None,
     max_size_ratio: Annotated[float | None, typer.Option(help="Artifact over original.")] = None,
+    max_size_bytes: Annotated[int | None, typer.Option(min=1, help="Of the weights.")] = None,
     max_latency_seconds: Annotated[float | None, typer.Option(help="First token and one.")] = None,
     group_size: Annotated[
         int | None, typer.Option(min=8, max=1024, help="Weights that share a scale (4 bits).")
@@ -159,11 +169,15 @@ def create(
     recovery: Annotated[bool | None, typer.Option(help="Distil the original into it.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compress a checkpoint by hand. What the target does not have is refused."""
+    """Compress a checkpoint by hand. What the target does not have is refused.
+
+    The target auto tries recipes, and makes the smallest artifact that keeps within the limits.
+    """
     gate = {
         "max_perplexity_increase": max_perplexity_increase,
         "min_top1_agreement": min_top1_agreement,
         "max_size_ratio": max_size_ratio,
+        "max_size_bytes": max_size_bytes,
         "max_latency_seconds": max_latency_seconds,
     }
     calibrated = {
@@ -216,6 +230,11 @@ def _show_rows(rows: list[Json], measured: Json) -> None:
     calibrated = measured.get("calibration")
     if calibrated:
         console().print(_calibrated(calibrated), markup=False)
+    search = measured.get("search")
+    if search:
+        console().print()
+        console().print(table(search["trials"], _TRIAL_COLUMNS))
+        console().print(f"{search['reason']}; {search['hardware']}", markup=False)
 
 
 def _calibrated(record: Json) -> str:
@@ -229,6 +248,30 @@ def _calibrated(record: Json) -> str:
     if other and other["artifact_perplexity"] is not None:
         said += f"; with {other['source']} data perplexity is {other['artifact_perplexity']:.4g}"
     return said
+
+
+def _candidate(trial: Json) -> str:
+    recipe = trial["recipe"]
+    said = [trial["target"]]
+    if recipe.get("group_size"):
+        said.append(f"g{recipe['group_size']}")
+    if recipe.get("weight_method"):
+        said.append(recipe["weight_method"])
+    if trial["layers_in_8_bits"]:
+        said.append(f"{trial['layers_in_8_bits']} layers in 8 bits")
+    return " ".join(said)
+
+
+def _word(trial: Json) -> str:
+    """The gate's word on one candidate, with a mark at the one that was taken."""
+    if trial["error"]:
+        return str(trial["error"])
+    said = f"breaks {', '.join(trial['broken'])}" if trial["broken"] else "passes"
+    return f"{said}, chosen" if trial["chosen"] else said
+
+
+def _signed(share: float | None) -> str:
+    return "-" if share is None else f"{share:+.2%}"
 
 
 def _measured(value: float | None, unit: str) -> str:
@@ -246,6 +289,11 @@ def _measured(value: float | None, unit: str) -> str:
 def _change(row: Json) -> str:
     before, after = row["original"], row["artifact"]
     return f"{after / before - 1:+.1%}" if before and after is not None else "-"
+
+
+def _target(compression: Json) -> str:
+    chosen = compression.get("chosen")
+    return f"{compression['target']}: {chosen['target']}" if chosen else str(compression["target"])
 
 
 def _outcome(compression: Json) -> str:

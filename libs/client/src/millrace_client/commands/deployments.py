@@ -60,6 +60,10 @@ InstancesOption = Annotated[
 BatchOption = Annotated[
     int | None, typer.Option("--max-batch-size", min=1, help="Sequences an engine has at once.")
 ]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Of one engine.")]
+CacheOption = Annotated[
+    int | None, typer.Option("--cache-gibibytes", min=1, help="Keys and values of one engine.")
+]
 QueueOption = Annotated[
     int | None, typer.Option("--max-queue-size", min=1, help="Requests that may wait; then 429.")
 ]
@@ -99,6 +103,8 @@ def create(
     bake_seconds: BakeOption = None,
     instance_count: InstancesOption = None,
     max_batch_size: BatchOption = None,
+    threads: ThreadsOption = None,
+    cache_gibibytes: CacheOption = None,
     max_queue_size: QueueOption = None,
     queue_timeout_seconds: TimeoutOption = None,
     as_json: JsonOption = False,
@@ -115,7 +121,13 @@ def create(
         max_perplexity_increase,
         min_top1_agreement,
         _strategy_body(strategy, immediate, step, bake_seconds),
-        _serving_body(instance_count, max_batch_size, max_queue_size, queue_timeout_seconds),
+        _serving_body(
+            _queue_policy(max_queue_size, queue_timeout_seconds),
+            instance_count=instance_count,
+            max_batch_size=max_batch_size,
+            threads=threads,
+            cache_gibibytes=cache_gibibytes,
+        ),
     )
     with api(context) as client:
         show(client.deployments.create({"model": model, **body}), as_json=as_json)
@@ -135,6 +147,8 @@ def update(
     bake_seconds: BakeOption = None,
     instance_count: InstancesOption = None,
     max_batch_size: BatchOption = None,
+    threads: ThreadsOption = None,
+    cache_gibibytes: CacheOption = None,
     max_queue_size: QueueOption = None,
     queue_timeout_seconds: TimeoutOption = None,
     as_json: JsonOption = False,
@@ -147,7 +161,13 @@ def update(
         max_perplexity_increase,
         min_top1_agreement,
         _strategy_body(strategy, immediate, step, bake_seconds),
-        _serving_body(instance_count, max_batch_size, max_queue_size, queue_timeout_seconds),
+        _serving_body(
+            _queue_policy(max_queue_size, queue_timeout_seconds),
+            instance_count=instance_count,
+            max_batch_size=max_batch_size,
+            threads=threads,
+            cache_gibibytes=cache_gibibytes,
+        ),
     )
     with api(context) as client:
         show(client.deployments.update(deployment, body), as_json=as_json)
@@ -203,22 +223,16 @@ def _given_strategy(given: str) -> Json:
     return strategy
 
 
-def _serving_body(
-    instance_count: int | None,
-    max_batch_size: int | None,
-    max_queue_size: int | None,
-    queue_timeout_seconds: float | None,
-) -> Json | None:
+def _queue_policy(max_queue_size: int | None, queue_timeout_seconds: float | None) -> Json | None:
     policy = {
         "max_queue_size": max_queue_size,
         "default_timeout_seconds": queue_timeout_seconds,
     }
-    given_policy = {key: value for key, value in policy.items() if value is not None}
-    fields = {
-        "instance_count": instance_count,
-        "max_batch_size": max_batch_size,
-        "queue_policy": given_policy or None,
-    }
+    return {key: value for key, value in policy.items() if value is not None} or None
+
+
+def _serving_body(queue_policy: Json | None, **engine: int | None) -> Json | None:
+    fields = {**engine, "queue_policy": queue_policy}
     return {key: value for key, value in fields.items() if value is not None} or None
 
 

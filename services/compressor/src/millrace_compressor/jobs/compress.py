@@ -25,6 +25,7 @@ PHASES = ("convert", "inspect", "measure", "commit")
 QUALITY_FILE = "quality.json"
 CALIBRATION_FILE = "calibration.json"
 _REFERENCE = "openvino-fp32"
+_AUTO = "auto"
 
 
 class Spec(BaseModel):
@@ -80,21 +81,33 @@ def work(spec: Spec, reporter: Reporter) -> None:
 
 
 def _make(spec: Spec, reporter: Reporter) -> None:
+    if spec.target == _AUTO:
+        from millrace_compressor.jobs import auto
+
+        length = min(spec.window_tokens, _context_length(spec.checkpoint_path / "model"))
+        found = auto.run(spec, reporter, auto.Work(_converted, measure, _whole, length))
+        _commit(found.spec, reporter, found.folder, found.measurements)
+        return
     _say(reporter, "convert")
     converted = _converted(spec)
     _say(reporter, "inspect")
     shares = format_of(spec.target).inspect(converted)
     _say(reporter, "measure")
     measurements = {**measure(spec, converted), "weight_shares": dict(shares)}
+    _commit(spec, reporter, converted, measurements)
+
+
+def _commit(spec: Spec, reporter: Reporter, made: Path, measurements: dict[str, Any]) -> None:
+    """The folder ``made`` becomes the artifact."""
     _say(reporter, "commit")
-    made = {
+    told = {
         "target": spec.target,
         "recipe": spec.recipe.model_dump(),
         "checkpoint_digest": spec.checkpoint_digest,
     }
-    _write_json(converted / QUALITY_FILE, {**made, "threads": spec.threads, **measurements})
-    metadata = {**made, "measurements": measurements}
-    manifest.commit(converted, spec.artifact_path, "artifact", metadata)
+    _write_json(made / QUALITY_FILE, {**told, "threads": spec.threads, **measurements})
+    metadata = {**told, "measurements": measurements}
+    manifest.commit(made, spec.artifact_path, "artifact", metadata)
 
 
 def measure(spec: Spec, converted: Path) -> dict[str, Any]:

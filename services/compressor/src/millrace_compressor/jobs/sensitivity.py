@@ -28,6 +28,11 @@ def layer_names(model: Path) -> list[str]:
     return list(_layers(_load(model)))
 
 
+def layer_inputs(model: Path) -> dict[str, int]:
+    """How many inputs each of those layers has."""
+    return {name: layer.in_features for name, layer in _layers(_load(model)).items()}
+
+
 def sensitivity(model: Path, windows: Tokens, group_size: int = GROUP_SIZE) -> dict[str, float]:
     """Mean KL divergence, in nats a token, from the model to one with only that layer in 4 bits.
 

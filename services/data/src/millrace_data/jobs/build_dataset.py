@@ -27,6 +27,7 @@ from millrace_data.jobs import corpus, dedup, pack, quality
 from millrace_data.jobs import tokenizer as bpe
 from millrace_data.jobs.corpus import Document, Source
 from millrace_data.jobs.normalize import normalize_document
+from millrace_data.row_index import HELDOUT_FILE, TRAIN_FILE, write_index
 from millrace_runtime import jobs, manifest
 from millrace_runtime.jobs import JobError, Reporter
 from millrace_runtime.manifest import ManifestError
@@ -271,6 +272,9 @@ def write(
     _write_heldout_texts(directory / "heldout.jsonl", heldout[:HELDOUT_DOCUMENTS])
     hashes = "".join(f"{sha256}\n" for sha256 in sorted(d.sha256 for d in train))
     (directory / "documents-train.txt").write_text(hashes, encoding="ascii")
+    # By what users know them by, and not as they were normalised: for recalls.
+    write_index(directory / TRAIN_FILE, (document.row_hash for document in train))
+    write_index(directory / HELDOUT_FILE, (document.row_hash for document in heldout))
     return {
         "vocabulary_size": tokenizer.get_vocab_size(),
         "tokenizer_digest": manifest.sha256_file(directory / "tokenizer" / "tokenizer.json"),

@@ -3,19 +3,23 @@
 The distinct examples of several files of one format, as JSON Lines in the order of their own
 hashes: the same examples give the same bytes, however they were spread over files.
 
-    train.jsonl      one example a line
+    train.jsonl        one example a line
+    rows-train.sha256  the hashes of the rows that they were (``row_index``)
 
 Reasons of failure: FILE_NOT_FOUND, INVALID_FILE, OUTPUT_EXISTS, INVALID_SPEC.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from millrace_data.jobs.build_dataset import committed, sweep
+from millrace_data.row_index import TRAIN_FILE, write_index
 from millrace_examples import report as examples
+from millrace_examples.row_hash import row_hash
 from millrace_examples.rows import Unreadable, container_of, rows_of
 from millrace_runtime import jobs, manifest
 from millrace_runtime.jobs import JobError, Reporter
@@ -31,6 +35,14 @@ class Input(BaseModel):
 
     path: Path
     name: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """An example as it is written, and what it is known by."""
+
+    text: str
+    row_hash: bytes
 
 
 class Spec(BaseModel):
@@ -70,7 +82,7 @@ def build(spec: Spec, identity: dict[str, Any], reporter: Reporter) -> str:
     Raises:
         JobError: INVALID_FILE.
     """
-    lines: dict[str, str] = {}
+    lines: dict[str, Line] = {}
     read = 0
     for completed, file in enumerate(spec.files, start=1):
         read += collect(file, lines)
@@ -79,7 +91,8 @@ def build(spec: Spec, identity: dict[str, Any], reporter: Reporter) -> str:
     try:
         path = temporary / FILE_NAME
         with path.open("w", encoding="utf-8") as stream:
-            stream.writelines(lines[key] for key in sorted(lines))
+            stream.writelines(lines[key].text for key in sorted(lines))
+        write_index(temporary / TRAIN_FILE, (line.row_hash for line in lines.values()))
         found = examples.check(path)
         if not found.is_valid:
             raise JobError("INVALID_FILE", f"of the examples together: {found.problems[0]}")
@@ -99,7 +112,7 @@ def build(spec: Spec, identity: dict[str, Any], reporter: Reporter) -> str:
         manifest.remove_tree(temporary)
 
 
-def collect(file: Input, lines: dict[str, str]) -> int:
+def collect(file: Input, lines: dict[str, Line]) -> int:
     """Add the examples of a file to ``lines``, by their hashes; how many it has.
 
     Values that JSON has no form for, in columns that no format reads, become text.
@@ -110,7 +123,8 @@ def collect(file: Input, lines: dict[str, str]) -> int:
             if row.problem:
                 raise JobError("INVALID_FILE", f"{file.name}, line {row.line}: {row.problem}")
             line = json.dumps(row.value, ensure_ascii=False, sort_keys=True, default=str)
-            lines.setdefault(manifest.sha256_bytes(line.encode()), line + "\n")
+            key = manifest.sha256_bytes(line.encode())
+            lines.setdefault(key, Line(line + "\n", row_hash(row.value)))
             count += 1
     except Unreadable as error:
         raise JobError("INVALID_FILE", f"{file.name}: {error}") from error

@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from millrace_examples import openai_chat
 from millrace_examples.messages import normal_messages
+from millrace_examples.row_hash import row_hash
 from millrace_examples.rows import row_of_line
 from millrace_examples.values import flaws, is_encodable
 from millrace_runtime.jobs import JobError
@@ -52,11 +53,13 @@ class Document:
         origin: where it was read, for people: ``asyncio/tasks.py`` or ``corpus.jsonl:12``.
         segments: ``code`` and ``prose``: the one text. ``chat``: ``role\\ncontent`` for each turn.
             Kept apart so that markers in a user's text never become special tokens.
+        row_hash: of the row as it was read (``millrace_examples.row_hash``); empty: of none.
     """
 
     origin: str
     form: Form
     segments: tuple[str, ...]
+    row_hash: bytes = b""
 
     @cached_property
     def text(self) -> str:
@@ -182,7 +185,7 @@ def _standard_library_documents(
         except UnicodeDecodeError:
             unreadable["not_utf8"] += 1
             continue
-        yield Document(origin, "code", (text,))
+        yield Document(origin, "code", (text,), row_hash(text))
 
 
 def seeded_order(seed: int, key: str) -> bytes:
@@ -204,7 +207,8 @@ def file_documents(file: InputFile) -> Iterator[Document]:
         yield from _text_documents(file.label, path)
     else:
         form: Form = "code" if _CODE_SUFFIX.fullmatch(Path(file.label).suffix) else "prose"
-        yield Document(file.label, form, (_plain_text(file.label, path),))
+        text = _plain_text(file.label, path)
+        yield Document(file.label, form, (text,), row_hash(text))
 
 
 def _existing(file: InputFile) -> Path:
@@ -264,7 +268,7 @@ def _text_documents(label: str, path: Path) -> Iterator[Document]:
             raise _invalid(label, number, 'must be a JSON object with a string in "text"')
         if not is_encodable(text):
             raise _invalid(label, number, "text: has half a surrogate pair, which is no character")
-        yield Document(f"{label}:{number}", "prose", (text,))
+        yield Document(f"{label}:{number}", "prose", (text,), row_hash(text))
 
 
 def _chat_documents(label: str, path: Path) -> Iterator[Document]:
@@ -275,7 +279,7 @@ def _chat_documents(label: str, path: Path) -> Iterator[Document]:
         for place, problem in (*flaws(row.value), *openai_chat.FORMAT.mistakes(row.value)):
             raise _invalid(label, number, f"{place}: {problem}")
         turns = tuple(turn_text(message) for message in normal_messages(row.value["messages"]))
-        yield Document(f"{label}:{number}", "chat", turns)
+        yield Document(f"{label}:{number}", "chat", turns, row_hash(row.value))
 
 
 def turn_text(message: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from dataclasses import replace
 
 from millrace_data.jobs.corpus import Document
 
@@ -29,4 +30,4 @@ def normalize_document(document: Document) -> Document:
     if document.form != "chat" and segments[0]:
         ending = "\n" if document.form == "code" else ""
         segments = (segments[0].rstrip("\n") + ending,)
-    return Document(document.origin, document.form, segments)
+    return replace(document, segments=segments)

@@ -95,6 +95,14 @@ class Verdict(BaseModel):
     reasons: list[str]
 
 
+class Chosen(BaseModel):
+    """What the artifact of the target ``auto`` is."""
+
+    target: str
+    recipe: Recipe
+    layers_in_8_bits: int
+
+
 class Compression(BaseModel):
     """One checkpoint for one target. A verdict that did not pass is a rejection."""
 
@@ -117,6 +125,9 @@ class Compression(BaseModel):
     verdict: Verdict | None
     measurements: MeasurementsObject
     artifact: Content | None
+    chosen: Annotated[
+        Chosen | None, Field(description="What a search found, where the target is auto.")
+    ] = None
 
 
 class Report(BaseModel):
@@ -282,4 +293,13 @@ def _compression(caller: Caller, message: pb.Compression) -> Compression:
         verdict=verdict if message.HasField("verdict") else None,
         measurements=measurements(message.measurements),
         artifact=content(message.artifact),
+        chosen=_chosen(message.chosen) if message.HasField("chosen") else None,
+    )
+
+
+def _chosen(message: pb.Chosen) -> Chosen:
+    return Chosen(
+        target=enum_word(pb.Target, message.target, "TARGET_"),
+        recipe=recipe(message.recipe),
+        layers_in_8_bits=message.layers_in_8_bits,
     )

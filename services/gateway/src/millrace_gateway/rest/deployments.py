@@ -50,6 +50,8 @@ _FIELDS = {
     **FIELDS,
     "deployment.serving.instance_count": "serving.instance_count",
     "deployment.serving.max_batch_size": "serving.max_batch_size",
+    "deployment.serving.threads": "serving.threads",
+    "deployment.serving.cache_gibibytes": "serving.cache_gibibytes",
     "deployment.serving.queue_policy.max_queue_size": "serving.queue_policy.max_queue_size",
     "deployment.serving.queue_policy.default_timeout_seconds": (
         "serving.queue_policy.default_timeout_seconds"
@@ -101,6 +103,13 @@ class Serving(RequestBody):
         Annotated[Int32, Field(ge=1, le=4096)] | None,
         Field(description="Sequences that one engine computes together."),
     ] = None
+    threads: Annotated[
+        Annotated[Int32, Field(ge=1, le=1024)] | None, Field(description="Threads of one engine.")
+    ] = None
+    cache_gibibytes: Annotated[
+        Annotated[Int32, Field(ge=1, le=4096)] | None,
+        Field(description="Memory of one engine's keys and values."),
+    ] = None
     queue_policy: QueuePolicy | None = None
     preferred_batch_sizes: Refused = None
     max_queue_delay_seconds: Refused = None
@@ -144,6 +153,8 @@ class ServedAs(BaseModel):
 
     instance_count: int | None
     max_batch_size: int | None
+    threads: int | None
+    cache_gibibytes: int | None
     queue_policy: Waiting
 
 
@@ -255,6 +266,8 @@ def _serving(body: Serving) -> pb.Serving:
     return pb.Serving(
         instance_count=body.instance_count,
         max_batch_size=body.max_batch_size,
+        threads=body.threads,
+        cache_gibibytes=body.cache_gibibytes,
         queue_policy=pb.QueuePolicy(
             max_queue_size=policy.max_queue_size,
             default_timeout_seconds=policy.default_timeout_seconds,
@@ -267,6 +280,8 @@ def _served_as(message: pb.Serving) -> ServedAs:
     return ServedAs(
         instance_count=_present(message, "instance_count"),
         max_batch_size=_present(message, "max_batch_size"),
+        threads=_present(message, "threads"),
+        cache_gibibytes=_present(message, "cache_gibibytes"),
         queue_policy=Waiting(
             max_queue_size=_present(policy, "max_queue_size"),
             default_timeout_seconds=_present(policy, "default_timeout_seconds"),

@@ -1,8 +1,11 @@
 """What was measured of an artifact, original beside artifact."""
 
-from pydantic import BaseModel
+from typing import Annotated
+
+from pydantic import BaseModel, Field
 
 from millrace.compressor.v1 import service_pb2 as pb
+from millrace_gateway.rest.recipes import Recipe, recipe
 from millrace_gateway.rest.shapes import enum_word
 
 _OF_LOADS = (
@@ -63,6 +66,34 @@ class CalibrationRecord(BaseModel):
     other: CalibrationComparison | None
 
 
+class Trial(BaseModel):
+    """One candidate of a search. Those that were not to be shipped are measured on fewer tokens."""
+
+    target: str
+    recipe: Recipe
+    layers_in_8_bits: int
+    evaluated_tokens: int
+    size_bytes: int | None
+    perplexity_increase: float | None
+    kl_divergence: float | None
+    top1_agreement: float | None
+    latency_seconds: float | None
+    broken: Annotated[
+        list[str], Field(description="Of the gate: quality, size, latency. None: it passes.")
+    ]
+    error: Annotated[str | None, Field(description="Why nothing could be made.")]
+    chosen: bool
+
+
+class Search(BaseModel):
+    """How an artifact was chosen among candidates; ``unmet``: where nothing passes, why not."""
+
+    hardware: str
+    trials: list[Trial]
+    reason: str
+    unmet: list[str]
+
+
 class MeasurementsObject(BaseModel):
     """Measured on the same held-out windows; null where not measured."""
 
@@ -85,6 +116,7 @@ class MeasurementsObject(BaseModel):
     artifact_memory_bytes: int | None = None
     original_load_seconds: float | None = None
     calibration: CalibrationRecord | None = None
+    search: Search | None = None
 
 
 class Row(BaseModel):
@@ -107,6 +139,8 @@ def measurements(message: pb.Measurements) -> MeasurementsObject:
         measured["parity"] = Parity(probes=message.parity.probes, stages=stages)
     if message.HasField("calibration"):
         measured["calibration"] = _calibration(message.calibration)
+    if message.HasField("search"):
+        measured["search"] = _search(message.search)
     return MeasurementsObject(**measured)
 
 
@@ -145,6 +179,33 @@ def _calibration(message: pb.CalibrationRecord) -> CalibrationRecord:
         excluded_windows=message.excluded_windows,
         note=message.note or None,
         other=other,
+    )
+
+
+def _search(message: pb.SearchRecord) -> Search:
+    return Search(
+        hardware=message.hardware,
+        trials=[_trial(trial) for trial in message.trials],
+        reason=message.reason,
+        unmet=list(message.unmet),
+    )
+
+
+def _trial(message: pb.SearchTrial) -> Trial:
+    measured = {field.name: value for field, value in message.ListFields()}
+    return Trial(
+        target=enum_word(pb.Target, message.target, "TARGET_"),
+        recipe=recipe(message.recipe),
+        layers_in_8_bits=message.layers_in_8_bits,
+        evaluated_tokens=message.evaluated_tokens,
+        size_bytes=measured.get("size_bytes"),
+        perplexity_increase=measured.get("perplexity_increase"),
+        kl_divergence=measured.get("kl_divergence"),
+        top1_agreement=measured.get("top1_agreement"),
+        latency_seconds=measured.get("latency_seconds"),
+        broken=list(message.broken),
+        error=message.error or None,
+        chosen=message.chosen,
     )
 
 

@@ -27,7 +27,7 @@ from millrace.compressor.v1 import service_pb2 as millrace_dot_compressor_dot_v1
 from millrace.lifecycle.v1 import lifecycle_pb2 as millrace_dot_lifecycle_dot_v1_dot_lifecycle__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#millrace/compressor/v1/events.proto\x12\x16millrace.compressor.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$millrace/compressor/v1/service.proto\x1a%millrace/lifecycle/v1/lifecycle.proto\"\xad\x03\n\x10\x41rtifactFinished\x12\x13\n\x0b\x63ompression\x18\x01 \x01(\t\x12?\n\ncheckpoint\x18\x02 \x01(\x0b\x32+.millrace.compressor.v1.CheckpointReference\x12.\n\x06target\x18\x03 \x01(\x0e\x32\x1e.millrace.compressor.v1.Target\x12\x12\n\ndeployment\x18\x04 \x01(\t\x12\x30\n\x08\x61rtifact\x18\x05 \x01(\x0b\x32\x1e.millrace.lifecycle.v1.Content\x12:\n\x0cmeasurements\x18\x06 \x01(\x0b\x32$.millrace.compressor.v1.Measurements\x12\x30\n\x07verdict\x18\x07 \x01(\x0b\x32\x1f.millrace.compressor.v1.Verdict\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inish_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x89\x02\n\x13\x43ompressionRejected\x12\x13\n\x0b\x63ompression\x18\x01 \x01(\t\x12?\n\ncheckpoint\x18\x02 \x01(\x0b\x32+.millrace.compressor.v1.CheckpointReference\x12.\n\x06target\x18\x03 \x01(\x0e\x32\x1e.millrace.compressor.v1.Target\x12:\n\x0cmeasurements\x18\x04 \x01(\x0b\x32$.millrace.compressor.v1.Measurements\x12\x30\n\x07verdict\x18\x05 \x01(\x0b\x32\x1f.millrace.compressor.v1.Verdict\"\xca\x01\n\x11\x43ompressionFailed\x12\x13\n\x0b\x63ompression\x18\x01 \x01(\t\x12?\n\ncheckpoint\x18\x02 \x01(\x0b\x32+.millrace.compressor.v1.CheckpointReference\x12.\n\x06target\x18\x03 \x01(\x0e\x32\x1e.millrace.compressor.v1.Target\x12/\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x1e.millrace.lifecycle.v1.Failureb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#millrace/compressor/v1/events.proto\x12\x16millrace.compressor.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$millrace/compressor/v1/service.proto\x1a%millrace/lifecycle/v1/lifecycle.proto\"\xdd\x03\n\x10\x41rtifactFinished\x12\x13\n\x0b\x63ompression\x18\x01 \x01(\t\x12?\n\ncheckpoint\x18\x02 \x01(\x0b\x32+.millrace.compressor.v1.CheckpointReference\x12.\n\x06target\x18\x03 \x01(\x0e\x32\x1e.millrace.compressor.v1.Target\x12\x12\n\ndeployment\x18\x04 \x01(\t\x12\x30\n\x08\x61rtifact\x18\x05 \x01(\x0b\x32\x1e.millrace.lifecycle.v1.Content\x12:\n\x0cmeasurements\x18\x06 \x01(\x0b\x32$.millrace.compressor.v1.Measurements\x12\x30\n\x07verdict\x18\x07 \x01(\x0b\x32\x1f.millrace.compressor.v1.Verdict\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inish_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x06\x63hosen\x18\n \x01(\x0b\x32\x1e.millrace.compressor.v1.Chosen\"\x89\x02\n\x13\x43ompressionRejected\x12\x13\n\x0b\x63ompression\x18\x01 \x01(\t\x12?\n\ncheckpoint\x18\x02 \x01(\x0b\x32+.millrace.compressor.v1.CheckpointReference\x12.\n\x06target\x18\x03 \x01(\x0e\x32\x1e.millrace.compressor.v1.Target\x12:\n\x0cmeasurements\x18\x04 \x01(\x0b\x32$.millrace.compressor.v1.Measurements\x12\x30\n\x07verdict\x18\x05 \x01(\x0b\x32\x1f.millrace.compressor.v1.Verdict\"\xca\x01\n\x11\x43ompressionFailed\x12\x13\n\x0b\x63ompression\x18\x01 \x01(\t\x12?\n\ncheckpoint\x18\x02 \x01(\x0b\x32+.millrace.compressor.v1.CheckpointReference\x12.\n\x06target\x18\x03 \x01(\x0e\x32\x1e.millrace.compressor.v1.Target\x12/\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x1e.millrace.lifecycle.v1.Failureb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,9 +35,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'millrace.compressor.v1.even
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ARTIFACTFINISHED']._serialized_start=174
-  _globals['_ARTIFACTFINISHED']._serialized_end=603
-  _globals['_COMPRESSIONREJECTED']._serialized_start=606
-  _globals['_COMPRESSIONREJECTED']._serialized_end=871
-  _globals['_COMPRESSIONFAILED']._serialized_start=874
-  _globals['_COMPRESSIONFAILED']._serialized_end=1076
+  _globals['_ARTIFACTFINISHED']._serialized_end=651
+  _globals['_COMPRESSIONREJECTED']._serialized_start=654
+  _globals['_COMPRESSIONREJECTED']._serialized_end=919
+  _globals['_COMPRESSIONFAILED']._serialized_start=922
+  _globals['_COMPRESSIONFAILED']._serialized_end=1124
 # @@protoc_insertion_point(module_scope)

@@ -34,6 +34,7 @@ class ArtifactFinished(_message.Message):
     VERDICT_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     FINISH_TIME_FIELD_NUMBER: _builtins.int
+    CHOSEN_FIELD_NUMBER: _builtins.int
     compression: _builtins.str
     target: _service_pb2.Target.ValueType
     deployment: _builtins.str
@@ -51,6 +52,10 @@ class ArtifactFinished(_message.Message):
 
     @_builtins.property
     def finish_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def chosen(self) -> _service_pb2.Chosen:
+        """Of TARGET_AUTO: what the artifact is."""
+
     def __init__(
         self,
         *,
@@ -63,10 +68,11 @@ class ArtifactFinished(_message.Message):
         verdict: _service_pb2.Verdict | None = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         finish_time: _timestamp_pb2.Timestamp | None = ...,
+        chosen: _service_pb2.Chosen | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "checkpoint", b"checkpoint", "finish_time", b"finish_time", "measurements", b"measurements", "start_time", b"start_time", "verdict", b"verdict"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "checkpoint", b"checkpoint", "chosen", b"chosen", "finish_time", b"finish_time", "measurements", b"measurements", "start_time", b"start_time", "verdict", b"verdict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "checkpoint", b"checkpoint", "compression", b"compression", "deployment", b"deployment", "finish_time", b"finish_time", "measurements", b"measurements", "start_time", b"start_time", "target", b"target", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "checkpoint", b"checkpoint", "chosen", b"chosen", "compression", b"compression", "deployment", b"deployment", "finish_time", b"finish_time", "measurements", b"measurements", "start_time", b"start_time", "target", b"target", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

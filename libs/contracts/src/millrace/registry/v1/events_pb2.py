@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from millrace.lifecycle.v1 import lifecycle_pb2 as millrace_dot_lifecycle_dot_v1_dot_lifecycle__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!millrace/registry/v1/events.proto\x12\x14millrace.registry.v1\x1a%millrace/lifecycle/v1/lifecycle.proto\"\x89\x01\n\x11VersionRegistered\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06number\x18\x03 \x01(\x03\x12\x30\n\x08\x61rtifact\x18\x04 \x01(\x0b\x32\x1e.millrace.lifecycle.v1.Content\x12\x12\n\ncheckpoint\x18\x05 \x01(\t\"5\n\x12VersionQuarantined\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"Z\n\x0eRolloutStarted\x12\x0f\n\x07rollout\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x14\n\x0c\x66rom_version\x18\x03 \x01(\x03\x12\x12\n\nto_version\x18\x04 \x01(\x03\"\\\n\x0fRolloutAdvanced\x12\x0f\n\x07rollout\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nto_version\x18\x03 \x01(\x03\x12\x15\n\rtraffic_share\x18\x04 \x01(\x01\"\x7f\n\x0eRolloutSettled\x12\x0f\n\x07rollout\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nto_version\x18\x03 \x01(\x03\x12%\n\x1d\x63heckpoint_to_settled_seconds\x18\x04 \x01(\x01\x12\x12\n\ncheckpoint\x18\x05 \x01(\t\"i\n\x0fRolloutReversed\x12\x0f\n\x07rollout\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nto_version\x18\x03 \x01(\x03\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x12\n\ncheckpoint\x18\x05 \x01(\t\"C\n\rRolloutPaused\x12\x0f\n\x07rollout\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nto_version\x18\x03 \x01(\x03\"D\n\x0eRolloutResumed\x12\x0f\n\x07rollout\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nto_version\x18\x03 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!millrace/registry/v1/events.proto\x12\x14millrace.registry.v1\x1a%millrace/lifecycle/v1/lifecycle.proto\"\x89\x01\n\x11VersionRegistered\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06number\x18\x03 \x01(\x03\x12\x30\n\x08\x61rtifact\x18\x04 \x01(\x0b\x32\x1e.millrace.lifecycle.v1.Content\x12\x12\n\ncheckpoint\x18\x05 \x01(\t\"E\n\x12VersionQuarantined\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06recall\x18\x03 \x01(\t\"d\n\x0fVersionRecalled\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06recall\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x11\n\tsuccessor\x18\x05 \x01(\x03\"Z\n\x0eRolloutStarted\x12\x0f\n\x07rollout\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x14\n\x0c\x66rom_version\x18\x03 \x01(\x03\x12\x12\n\nto_version\x18\x04 \x01(\x03\"\\\n\x0fRolloutAdvanced\x12\x0f\n\x07rollout\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nto_version\x18\x03 \x01(\x03\x12\x15\n\rtraffic_share\x18\x04 \x01(\x01\"\x7f\n\x0eRolloutSettled\x12\x0f\n\x07rollout\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nto_version\x18\x03 \x01(\x03\x12%\n\x1d\x63heckpoint_to_settled_seconds\x18\x04 \x01(\x01\x12\x12\n\ncheckpoint\x18\x05 \x01(\t\"i\n\x0fRolloutReversed\x12\x0f\n\x07rollout\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nto_version\x18\x03 \x01(\x03\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x12\n\ncheckpoint\x18\x05 \x01(\t\"C\n\rRolloutPaused\x12\x0f\n\x07rollout\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nto_version\x18\x03 \x01(\x03\"D\n\x0eRolloutResumed\x12\x0f\n\x07rollout\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nto_version\x18\x03 \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,17 +35,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VERSIONREGISTERED']._serialized_start=99
   _globals['_VERSIONREGISTERED']._serialized_end=236
   _globals['_VERSIONQUARANTINED']._serialized_start=238
-  _globals['_VERSIONQUARANTINED']._serialized_end=291
-  _globals['_ROLLOUTSTARTED']._serialized_start=293
-  _globals['_ROLLOUTSTARTED']._serialized_end=383
-  _globals['_ROLLOUTADVANCED']._serialized_start=385
-  _globals['_ROLLOUTADVANCED']._serialized_end=477
-  _globals['_ROLLOUTSETTLED']._serialized_start=479
-  _globals['_ROLLOUTSETTLED']._serialized_end=606
-  _globals['_ROLLOUTREVERSED']._serialized_start=608
-  _globals['_ROLLOUTREVERSED']._serialized_end=713
-  _globals['_ROLLOUTPAUSED']._serialized_start=715
-  _globals['_ROLLOUTPAUSED']._serialized_end=782
-  _globals['_ROLLOUTRESUMED']._serialized_start=784
-  _globals['_ROLLOUTRESUMED']._serialized_end=852
+  _globals['_VERSIONQUARANTINED']._serialized_end=307
+  _globals['_VERSIONRECALLED']._serialized_start=309
+  _globals['_VERSIONRECALLED']._serialized_end=409
+  _globals['_ROLLOUTSTARTED']._serialized_start=411
+  _globals['_ROLLOUTSTARTED']._serialized_end=501
+  _globals['_ROLLOUTADVANCED']._serialized_start=503
+  _globals['_ROLLOUTADVANCED']._serialized_end=595
+  _globals['_ROLLOUTSETTLED']._serialized_start=597
+  _globals['_ROLLOUTSETTLED']._serialized_end=724
+  _globals['_ROLLOUTREVERSED']._serialized_start=726
+  _globals['_ROLLOUTREVERSED']._serialized_end=831
+  _globals['_ROLLOUTPAUSED']._serialized_start=833
+  _globals['_ROLLOUTPAUSED']._serialized_end=900
+  _globals['_ROLLOUTRESUMED']._serialized_start=902
+  _globals['_ROLLOUTRESUMED']._serialized_end=970
 # @@protoc_insertion_point(module_scope)

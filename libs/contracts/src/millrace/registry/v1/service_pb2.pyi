@@ -164,11 +164,32 @@ class Model(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class TagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     ALIASES_FIELD_NUMBER: _builtins.int
     BASE_MODEL_FIELD_NUMBER: _builtins.int
     SERVING_VERSION_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """tenants/{tenant}/models/{model}; the id may hold ':' (`ft:demo:acme:docs:k3x9`)."""
     base_model: _builtins.str
@@ -180,6 +201,8 @@ class Model(_message.Message):
     def aliases(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Alias -> version number. `champion` is set by a settled rollout."""
 
+    @_builtins.property
+    def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     def __init__(
         self,
         *,
@@ -188,10 +211,11 @@ class Model(_message.Message):
         aliases: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         base_model: _builtins.str = ...,
         serving_version: _builtins.int = ...,
+        tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "base_model", b"base_model", "create_time", b"create_time", "name", b"name", "serving_version", b"serving_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "base_model", b"base_model", "create_time", b"create_time", "name", b"name", "serving_version", b"serving_version", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -199,9 +223,29 @@ Global___Model: _TypeAlias = Model  # noqa: Y015
 
 @_typing.final
 class Version(_message.Message):
-    """One servable artifact of a model. Immutable but for its state."""
+    """One servable artifact of a model. Immutable but for its state and its tags."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class TagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     NAME_FIELD_NUMBER: _builtins.int
     NUMBER_FIELD_NUMBER: _builtins.int
@@ -213,6 +257,7 @@ class Version(_message.Message):
     COMPRESSION_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     STATE_REASON_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """tenants/{tenant}/models/{model}/versions/{number}"""
     number: _builtins.int
@@ -229,6 +274,8 @@ class Version(_message.Message):
     def measurements(self) -> _service_pb2.Measurements: ...
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     def __init__(
         self,
         *,
@@ -242,10 +289,11 @@ class Version(_message.Message):
         compression: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         state_reason: _builtins.str = ...,
+        tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "checkpoint", b"checkpoint", "create_time", b"create_time", "measurements", b"measurements"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "checkpoint", b"checkpoint", "compression", b"compression", "create_time", b"create_time", "measurements", b"measurements", "name", b"name", "number", b"number", "state", b"state", "state_reason", b"state_reason", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "checkpoint", b"checkpoint", "compression", b"compression", "create_time", b"create_time", "measurements", b"measurements", "name", b"name", "number", b"number", "state", b"state", "state_reason", b"state_reason", "tags", b"tags", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -500,10 +548,16 @@ class Serving(_message.Message):
     INSTANCE_COUNT_FIELD_NUMBER: _builtins.int
     MAX_BATCH_SIZE_FIELD_NUMBER: _builtins.int
     QUEUE_POLICY_FIELD_NUMBER: _builtins.int
+    THREADS_FIELD_NUMBER: _builtins.int
+    CACHE_GIBIBYTES_FIELD_NUMBER: _builtins.int
     instance_count: _builtins.int
     """Engines of each version side by side; each has its own weights, cache and threads."""
     max_batch_size: _builtins.int
     """Sequences that one engine computes together."""
+    threads: _builtins.int
+    """Threads of one engine; the registry's own setting where it is absent."""
+    cache_gibibytes: _builtins.int
+    """Memory of one engine's keys and values."""
     @_builtins.property
     def queue_policy(self) -> Global___QueuePolicy: ...
     def __init__(
@@ -512,19 +566,29 @@ class Serving(_message.Message):
         instance_count: _builtins.int | None = ...,
         max_batch_size: _builtins.int | None = ...,
         queue_policy: Global___QueuePolicy | None = ...,
+        threads: _builtins.int | None = ...,
+        cache_gibibytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_instance_count", b"_instance_count", "_max_batch_size", b"_max_batch_size", "instance_count", b"instance_count", "max_batch_size", b"max_batch_size", "queue_policy", b"queue_policy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_gibibytes", b"_cache_gibibytes", "_instance_count", b"_instance_count", "_max_batch_size", b"_max_batch_size", "_threads", b"_threads", "cache_gibibytes", b"cache_gibibytes", "instance_count", b"instance_count", "max_batch_size", b"max_batch_size", "queue_policy", b"queue_policy", "threads", b"threads"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_instance_count", b"_instance_count", "_max_batch_size", b"_max_batch_size", "instance_count", b"instance_count", "max_batch_size", b"max_batch_size", "queue_policy", b"queue_policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_gibibytes", b"_cache_gibibytes", "_instance_count", b"_instance_count", "_max_batch_size", b"_max_batch_size", "_threads", b"_threads", "cache_gibibytes", b"cache_gibibytes", "instance_count", b"instance_count", "max_batch_size", b"max_batch_size", "queue_policy", b"queue_policy", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cache_gibibytes: _TypeAlias = _typing.Literal["cache_gibibytes"]  # noqa: Y015
+    _WhichOneofArgType__cache_gibibytes: _TypeAlias = _typing.Literal["_cache_gibibytes", b"_cache_gibibytes"]  # noqa: Y015
     _WhichOneofReturnType__instance_count: _TypeAlias = _typing.Literal["instance_count"]  # noqa: Y015
     _WhichOneofArgType__instance_count: _TypeAlias = _typing.Literal["_instance_count", b"_instance_count"]  # noqa: Y015
     _WhichOneofReturnType__max_batch_size: _TypeAlias = _typing.Literal["max_batch_size"]  # noqa: Y015
     _WhichOneofArgType__max_batch_size: _TypeAlias = _typing.Literal["_max_batch_size", b"_max_batch_size"]  # noqa: Y015
+    _WhichOneofReturnType__threads: _TypeAlias = _typing.Literal["threads"]  # noqa: Y015
+    _WhichOneofArgType__threads: _TypeAlias = _typing.Literal["_threads", b"_threads"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cache_gibibytes) -> _WhichOneofReturnType__cache_gibibytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__instance_count) -> _WhichOneofReturnType__instance_count | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_batch_size) -> _WhichOneofReturnType__max_batch_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threads) -> _WhichOneofReturnType__threads | None: ...
 
 Global___Serving: _TypeAlias = Serving  # noqa: Y015
 
@@ -1078,6 +1142,100 @@ class SetAliasResponse(_message.Message):
 Global___SetAliasResponse: _TypeAlias = SetAliasResponse  # noqa: Y015
 
 @_typing.final
+class SetTagsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class TagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """A model, or a version."""
+    @_builtins.property
+    def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Added, or put in place of what is there."""
+
+    @_builtins.property
+    def removed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Keys that are to go; one that is not there is gone already."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        removed: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "removed", b"removed", "tags", b"tags"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetTagsRequest: _TypeAlias = SetTagsRequest  # noqa: Y015
+
+@_typing.final
+class SetTagsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class TagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TAGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """All that there are now."""
+
+    def __init__(
+        self,
+        *,
+        tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tags", b"tags"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetTagsResponse: _TypeAlias = SetTagsResponse  # noqa: Y015
+
+@_typing.final
 class GetVersionRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1513,6 +1671,55 @@ class MatchDeploymentsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MatchDeploymentsResponse: _TypeAlias = MatchDeploymentsResponse  # noqa: Y015
+
+@_typing.final
+class CreateRolloutRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    model: _builtins.str
+    """Id of the model."""
+    version: _builtins.int
+    request_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "parent", b"parent", "request_id", b"request_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateRolloutRequest: _TypeAlias = CreateRolloutRequest  # noqa: Y015
+
+@_typing.final
+class CreateRolloutResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rollout(self) -> Global___Rollout: ...
+    def __init__(
+        self,
+        *,
+        rollout: Global___Rollout | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateRolloutResponse: _TypeAlias = CreateRolloutResponse  # noqa: Y015
 
 @_typing.final
 class GetRolloutRequest(_message.Message):
@@ -2188,6 +2395,325 @@ class ReportAnswersResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportAnswersResponse: _TypeAlias = ReportAnswersResponse  # noqa: Y015
+
+@_typing.final
+class TrafficShape(_message.Message):
+    """What requests to a model are like."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    ANSWER_TOKENS_FIELD_NUMBER: _builtins.int
+    REQUESTS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    requests_per_second: _builtins.float
+    @_builtins.property
+    def prompt_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Of as many requests, the prompts and the answers, in the same order."""
+
+    @_builtins.property
+    def answer_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        prompt_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        answer_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        requests_per_second: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_tokens", b"answer_tokens", "prompt_tokens", b"prompt_tokens", "requests_per_second", b"requests_per_second"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrafficShape: _TypeAlias = TrafficShape  # noqa: Y015
+
+@_typing.final
+class TuneServingRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TRAFFIC_FIELD_NUMBER: _builtins.int
+    FIRST_TOKEN_SECONDS_FIELD_NUMBER: _builtins.int
+    TOKEN_SECONDS_FIELD_NUMBER: _builtins.int
+    TRIALS_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    MAX_INSTANCE_COUNT_FIELD_NUMBER: _builtins.int
+    MAX_THREADS_FIELD_NUMBER: _builtins.int
+    MAX_CACHE_GIBIBYTES_FIELD_NUMBER: _builtins.int
+    MAX_BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    WITH_QUEUE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """A deployment's name."""
+    first_token_seconds: _builtins.float
+    """99 of 100 requests have their first token within it."""
+    token_seconds: _builtins.float
+    """The same of the mean time of each further token."""
+    trials: _builtins.int
+    """Candidates that are tried beside the present settings."""
+    seconds: _builtins.float
+    """How long each measurement lasts, about."""
+    seed: _builtins.int
+    max_instance_count: _builtins.int
+    """Engines, threads of all engines and memory of all their caches: at most so much; 0: what the
+    registry's machine has, as far as it seems wise.
+    """
+    max_threads: _builtins.int
+    max_cache_gibibytes: _builtins.int
+    max_batch_size: _builtins.int
+    dry_run: _builtins.bool
+    """The winner is reported and not written."""
+    with_queue: _builtins.bool
+    """The queue policy that fits the winner is written too."""
+    @_builtins.property
+    def traffic(self) -> Global___TrafficShape:
+        """Empty: 64 tokens asked and 32 answered."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        traffic: Global___TrafficShape | None = ...,
+        first_token_seconds: _builtins.float = ...,
+        token_seconds: _builtins.float = ...,
+        trials: _builtins.int = ...,
+        seconds: _builtins.float = ...,
+        seed: _builtins.int = ...,
+        max_instance_count: _builtins.int = ...,
+        max_threads: _builtins.int = ...,
+        max_cache_gibibytes: _builtins.int = ...,
+        max_batch_size: _builtins.int = ...,
+        dry_run: _builtins.bool = ...,
+        with_queue: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["traffic", b"traffic"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "first_token_seconds", b"first_token_seconds", "max_batch_size", b"max_batch_size", "max_cache_gibibytes", b"max_cache_gibibytes", "max_instance_count", b"max_instance_count", "max_threads", b"max_threads", "name", b"name", "seconds", b"seconds", "seed", b"seed", "token_seconds", b"token_seconds", "traffic", b"traffic", "trials", b"trials", "with_queue", b"with_queue"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TuneServingRequest: _TypeAlias = TuneServingRequest  # noqa: Y015
+
+@_typing.final
+class ServingTrial(_message.Message):
+    """One look at one set of settings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ServingTrial._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: ServingTrial._Kind.ValueType  # 0
+        KIND_PRESENT: ServingTrial._Kind.ValueType  # 1
+        """The settings that serve now, measured first."""
+        KIND_CANDIDATE: ServingTrial._Kind.ValueType  # 2
+        KIND_CONTROL: ServingTrial._Kind.ValueType  # 3
+        """The present ones once more: how far two looks at the same are apart."""
+        KIND_CONFIRMATION: ServingTrial._Kind.ValueType  # 4
+        """The best candidate once more."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
+    KIND_UNSPECIFIED: ServingTrial.Kind.ValueType  # 0
+    KIND_PRESENT: ServingTrial.Kind.ValueType  # 1
+    """The settings that serve now, measured first."""
+    KIND_CANDIDATE: ServingTrial.Kind.ValueType  # 2
+    KIND_CONTROL: ServingTrial.Kind.ValueType  # 3
+    """The present ones once more: how far two looks at the same are apart."""
+    KIND_CONFIRMATION: ServingTrial.Kind.ValueType  # 4
+    """The best candidate once more."""
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ServingTrial._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: ServingTrial._State.ValueType  # 0
+        STATE_MEASURED: ServingTrial._State.ValueType  # 1
+        STATE_PRUNED: ServingTrial._State.ValueType  # 2
+        """Given up when it could no longer win."""
+        STATE_FAILED: ServingTrial._State.ValueType  # 3
+        """It did not load or did not answer."""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper): ...
+    STATE_UNSPECIFIED: ServingTrial.State.ValueType  # 0
+    STATE_MEASURED: ServingTrial.State.ValueType  # 1
+    STATE_PRUNED: ServingTrial.State.ValueType  # 2
+    """Given up when it could no longer win."""
+    STATE_FAILED: ServingTrial.State.ValueType  # 3
+    """It did not load or did not answer."""
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SERVING_FIELD_NUMBER: _builtins.int
+    LOAD_SECONDS_FIELD_NUMBER: _builtins.int
+    SINGLE_STREAM_SECONDS_P90_FIELD_NUMBER: _builtins.int
+    SINGLE_STREAM_FIRST_TOKEN_SECONDS_P90_FIELD_NUMBER: _builtins.int
+    OFFLINE_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    OFFLINE_REQUESTS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    SERVER_REQUESTS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    SERVER_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    SERVER_FIRST_TOKEN_SECONDS_P99_FIELD_NUMBER: _builtins.int
+    SERVER_TOKEN_SECONDS_P99_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    kind: Global___ServingTrial.Kind.ValueType
+    state: Global___ServingTrial.State.ValueType
+    reason: _builtins.str
+    """Why it was given up or failed."""
+    load_seconds: _builtins.float
+    single_stream_seconds_p90: _builtins.float
+    """Single stream: one request after the other."""
+    single_stream_first_token_seconds_p90: _builtins.float
+    offline_tokens_per_second: _builtins.float
+    """Offline: all requests at once."""
+    offline_requests_per_second: _builtins.float
+    server_requests_per_second: _builtins.float
+    """Server: requests come as a Poisson process, at the highest rate within the target that was seen;
+    0: none was.
+    """
+    server_tokens_per_second: _builtins.float
+    server_first_token_seconds_p99: _builtins.float
+    server_token_seconds_p99: _builtins.float
+    @_builtins.property
+    def serving(self) -> Global___Serving: ...
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        kind: Global___ServingTrial.Kind.ValueType = ...,
+        state: Global___ServingTrial.State.ValueType = ...,
+        reason: _builtins.str = ...,
+        serving: Global___Serving | None = ...,
+        load_seconds: _builtins.float = ...,
+        single_stream_seconds_p90: _builtins.float | None = ...,
+        single_stream_first_token_seconds_p90: _builtins.float | None = ...,
+        offline_tokens_per_second: _builtins.float | None = ...,
+        offline_requests_per_second: _builtins.float | None = ...,
+        server_requests_per_second: _builtins.float | None = ...,
+        server_tokens_per_second: _builtins.float | None = ...,
+        server_first_token_seconds_p99: _builtins.float | None = ...,
+        server_token_seconds_p99: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_offline_requests_per_second", b"_offline_requests_per_second", "_offline_tokens_per_second", b"_offline_tokens_per_second", "_server_first_token_seconds_p99", b"_server_first_token_seconds_p99", "_server_requests_per_second", b"_server_requests_per_second", "_server_token_seconds_p99", b"_server_token_seconds_p99", "_server_tokens_per_second", b"_server_tokens_per_second", "_single_stream_first_token_seconds_p90", b"_single_stream_first_token_seconds_p90", "_single_stream_seconds_p90", b"_single_stream_seconds_p90", "offline_requests_per_second", b"offline_requests_per_second", "offline_tokens_per_second", b"offline_tokens_per_second", "server_first_token_seconds_p99", b"server_first_token_seconds_p99", "server_requests_per_second", b"server_requests_per_second", "server_token_seconds_p99", b"server_token_seconds_p99", "server_tokens_per_second", b"server_tokens_per_second", "serving", b"serving", "single_stream_first_token_seconds_p90", b"single_stream_first_token_seconds_p90", "single_stream_seconds_p90", b"single_stream_seconds_p90"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_offline_requests_per_second", b"_offline_requests_per_second", "_offline_tokens_per_second", b"_offline_tokens_per_second", "_server_first_token_seconds_p99", b"_server_first_token_seconds_p99", "_server_requests_per_second", b"_server_requests_per_second", "_server_token_seconds_p99", b"_server_token_seconds_p99", "_server_tokens_per_second", b"_server_tokens_per_second", "_single_stream_first_token_seconds_p90", b"_single_stream_first_token_seconds_p90", "_single_stream_seconds_p90", b"_single_stream_seconds_p90", "kind", b"kind", "load_seconds", b"load_seconds", "number", b"number", "offline_requests_per_second", b"offline_requests_per_second", "offline_tokens_per_second", b"offline_tokens_per_second", "reason", b"reason", "server_first_token_seconds_p99", b"server_first_token_seconds_p99", "server_requests_per_second", b"server_requests_per_second", "server_token_seconds_p99", b"server_token_seconds_p99", "server_tokens_per_second", b"server_tokens_per_second", "serving", b"serving", "single_stream_first_token_seconds_p90", b"single_stream_first_token_seconds_p90", "single_stream_seconds_p90", b"single_stream_seconds_p90", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__offline_requests_per_second: _TypeAlias = _typing.Literal["offline_requests_per_second"]  # noqa: Y015
+    _WhichOneofArgType__offline_requests_per_second: _TypeAlias = _typing.Literal["_offline_requests_per_second", b"_offline_requests_per_second"]  # noqa: Y015
+    _WhichOneofReturnType__offline_tokens_per_second: _TypeAlias = _typing.Literal["offline_tokens_per_second"]  # noqa: Y015
+    _WhichOneofArgType__offline_tokens_per_second: _TypeAlias = _typing.Literal["_offline_tokens_per_second", b"_offline_tokens_per_second"]  # noqa: Y015
+    _WhichOneofReturnType__server_first_token_seconds_p99: _TypeAlias = _typing.Literal["server_first_token_seconds_p99"]  # noqa: Y015
+    _WhichOneofArgType__server_first_token_seconds_p99: _TypeAlias = _typing.Literal["_server_first_token_seconds_p99", b"_server_first_token_seconds_p99"]  # noqa: Y015
+    _WhichOneofReturnType__server_requests_per_second: _TypeAlias = _typing.Literal["server_requests_per_second"]  # noqa: Y015
+    _WhichOneofArgType__server_requests_per_second: _TypeAlias = _typing.Literal["_server_requests_per_second", b"_server_requests_per_second"]  # noqa: Y015
+    _WhichOneofReturnType__server_token_seconds_p99: _TypeAlias = _typing.Literal["server_token_seconds_p99"]  # noqa: Y015
+    _WhichOneofArgType__server_token_seconds_p99: _TypeAlias = _typing.Literal["_server_token_seconds_p99", b"_server_token_seconds_p99"]  # noqa: Y015
+    _WhichOneofReturnType__server_tokens_per_second: _TypeAlias = _typing.Literal["server_tokens_per_second"]  # noqa: Y015
+    _WhichOneofArgType__server_tokens_per_second: _TypeAlias = _typing.Literal["_server_tokens_per_second", b"_server_tokens_per_second"]  # noqa: Y015
+    _WhichOneofReturnType__single_stream_first_token_seconds_p90: _TypeAlias = _typing.Literal["single_stream_first_token_seconds_p90"]  # noqa: Y015
+    _WhichOneofArgType__single_stream_first_token_seconds_p90: _TypeAlias = _typing.Literal["_single_stream_first_token_seconds_p90", b"_single_stream_first_token_seconds_p90"]  # noqa: Y015
+    _WhichOneofReturnType__single_stream_seconds_p90: _TypeAlias = _typing.Literal["single_stream_seconds_p90"]  # noqa: Y015
+    _WhichOneofArgType__single_stream_seconds_p90: _TypeAlias = _typing.Literal["_single_stream_seconds_p90", b"_single_stream_seconds_p90"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__offline_requests_per_second) -> _WhichOneofReturnType__offline_requests_per_second | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__offline_tokens_per_second) -> _WhichOneofReturnType__offline_tokens_per_second | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__server_first_token_seconds_p99) -> _WhichOneofReturnType__server_first_token_seconds_p99 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__server_requests_per_second) -> _WhichOneofReturnType__server_requests_per_second | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__server_token_seconds_p99) -> _WhichOneofReturnType__server_token_seconds_p99 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__server_tokens_per_second) -> _WhichOneofReturnType__server_tokens_per_second | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__single_stream_first_token_seconds_p90) -> _WhichOneofReturnType__single_stream_first_token_seconds_p90 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__single_stream_seconds_p90) -> _WhichOneofReturnType__single_stream_seconds_p90 | None: ...
+
+Global___ServingTrial: _TypeAlias = ServingTrial  # noqa: Y015
+
+@_typing.final
+class ServingResult(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WINNER_FIELD_NUMBER: _builtins.int
+    IS_BETTER_FIELD_NUMBER: _builtins.int
+    IS_WRITTEN_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    NOISE_FIELD_NUMBER: _builtins.int
+    QUEUE_POLICY_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    winner: _builtins.int
+    """The trial that won; that of the present settings when they stay."""
+    is_better: _builtins.bool
+    is_written: _builtins.bool
+    """The winner is the deployment's `serving` now."""
+    reason: _builtins.str
+    noise: _builtins.float
+    """Two looks at the present settings were so far apart, as a share."""
+    @_builtins.property
+    def queue_policy(self) -> Global___QueuePolicy:
+        """Fits the winner: what waits longer than the target cannot meet it."""
+
+    @_builtins.property
+    def deployment(self) -> Global___Deployment:
+        """The deployment as it is now."""
+
+    def __init__(
+        self,
+        *,
+        winner: _builtins.int = ...,
+        is_better: _builtins.bool = ...,
+        is_written: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+        noise: _builtins.float = ...,
+        queue_policy: Global___QueuePolicy | None = ...,
+        deployment: Global___Deployment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "queue_policy", b"queue_policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "is_better", b"is_better", "is_written", b"is_written", "noise", b"noise", "queue_policy", b"queue_policy", "reason", b"reason", "winner", b"winner"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServingResult: _TypeAlias = ServingResult  # noqa: Y015
+
+@_typing.final
+class TuneServingResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PHASE_FIELD_NUMBER: _builtins.int
+    TRIAL_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    phase: _builtins.str
+    """What is being done now."""
+    @_builtins.property
+    def trial(self) -> Global___ServingTrial: ...
+    @_builtins.property
+    def result(self) -> Global___ServingResult: ...
+    def __init__(
+        self,
+        *,
+        phase: _builtins.str = ...,
+        trial: Global___ServingTrial | None = ...,
+        result: Global___ServingResult | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["news", b"news", "phase", b"phase", "result", b"result", "trial", b"trial"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["news", b"news", "phase", b"phase", "result", b"result", "trial", b"trial"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_news: _TypeAlias = _typing.Literal["phase", "trial", "result"]  # noqa: Y015
+    _WhichOneofArgType_news: _TypeAlias = _typing.Literal["news", b"news"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_news) -> _WhichOneofReturnType_news | None: ...
+
+Global___TuneServingResponse: _TypeAlias = TuneServingResponse  # noqa: Y015
 
 @_typing.final
 class GetLineageRequest(_message.Message):

@@ -55,6 +55,11 @@ class RegistryServiceStub:
                 request_serializer=millrace_dot_registry_dot_v1_dot_service__pb2.SetAliasRequest.SerializeToString,
                 response_deserializer=millrace_dot_registry_dot_v1_dot_service__pb2.SetAliasResponse.FromString,
                 _registered_method=True)
+        self.SetTags = channel.unary_unary(
+                '/millrace.registry.v1.RegistryService/SetTags',
+                request_serializer=millrace_dot_registry_dot_v1_dot_service__pb2.SetTagsRequest.SerializeToString,
+                response_deserializer=millrace_dot_registry_dot_v1_dot_service__pb2.SetTagsResponse.FromString,
+                _registered_method=True)
         self.GetVersion = channel.unary_unary(
                 '/millrace.registry.v1.RegistryService/GetVersion',
                 request_serializer=millrace_dot_registry_dot_v1_dot_service__pb2.GetVersionRequest.SerializeToString,
@@ -105,6 +110,11 @@ class RegistryServiceStub:
                 request_serializer=millrace_dot_registry_dot_v1_dot_service__pb2.MatchDeploymentsRequest.SerializeToString,
                 response_deserializer=millrace_dot_registry_dot_v1_dot_service__pb2.MatchDeploymentsResponse.FromString,
                 _registered_method=True)
+        self.CreateRollout = channel.unary_unary(
+                '/millrace.registry.v1.RegistryService/CreateRollout',
+                request_serializer=millrace_dot_registry_dot_v1_dot_service__pb2.CreateRolloutRequest.SerializeToString,
+                response_deserializer=millrace_dot_registry_dot_v1_dot_service__pb2.CreateRolloutResponse.FromString,
+                _registered_method=True)
         self.GetRollout = channel.unary_unary(
                 '/millrace.registry.v1.RegistryService/GetRollout',
                 request_serializer=millrace_dot_registry_dot_v1_dot_service__pb2.GetRolloutRequest.SerializeToString,
@@ -145,6 +155,11 @@ class RegistryServiceStub:
                 request_serializer=millrace_dot_registry_dot_v1_dot_service__pb2.ReportAnswersRequest.SerializeToString,
                 response_deserializer=millrace_dot_registry_dot_v1_dot_service__pb2.ReportAnswersResponse.FromString,
                 _registered_method=True)
+        self.TuneServing = channel.unary_stream(
+                '/millrace.registry.v1.RegistryService/TuneServing',
+                request_serializer=millrace_dot_registry_dot_v1_dot_service__pb2.TuneServingRequest.SerializeToString,
+                response_deserializer=millrace_dot_registry_dot_v1_dot_service__pb2.TuneServingResponse.FromString,
+                _registered_method=True)
         self.GetLineage = channel.unary_unary(
                 '/millrace.registry.v1.RegistryService/GetLineage',
                 request_serializer=millrace_dot_registry_dot_v1_dot_service__pb2.GetLineageRequest.SerializeToString,
@@ -177,6 +192,13 @@ class RegistryServiceServicer:
 
     def SetAlias(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetTags(self, request, context):
+        """Labels a model or a version; nothing in the mesh acts on them.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -247,6 +269,14 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateRollout(self, request, context):
+        """Rolls a version out that a person chose, by the deployment's strategy: an older one too, or one
+        that was reversed. Rollouts that wait for their turn give way to it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetRollout(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -301,6 +331,16 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TuneServing(self, request, context):
+        """Searches for the settings (Deployment.serving) with which a deployment's model answers most
+        requests within a latency target. Each candidate is loaded beside the model that serves, under a
+        name that no route leads to, and asked; the winner is written to the deployment at the end. It
+        goes on as long as the caller reads; one at a time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetLineage(self, request, context):
         """What a version, artifact, checkpoint, run or dataset came from and led to.
         """
@@ -330,6 +370,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.SetAlias,
                     request_deserializer=millrace_dot_registry_dot_v1_dot_service__pb2.SetAliasRequest.FromString,
                     response_serializer=millrace_dot_registry_dot_v1_dot_service__pb2.SetAliasResponse.SerializeToString,
+            ),
+            'SetTags': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetTags,
+                    request_deserializer=millrace_dot_registry_dot_v1_dot_service__pb2.SetTagsRequest.FromString,
+                    response_serializer=millrace_dot_registry_dot_v1_dot_service__pb2.SetTagsResponse.SerializeToString,
             ),
             'GetVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.GetVersion,
@@ -381,6 +426,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     request_deserializer=millrace_dot_registry_dot_v1_dot_service__pb2.MatchDeploymentsRequest.FromString,
                     response_serializer=millrace_dot_registry_dot_v1_dot_service__pb2.MatchDeploymentsResponse.SerializeToString,
             ),
+            'CreateRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateRollout,
+                    request_deserializer=millrace_dot_registry_dot_v1_dot_service__pb2.CreateRolloutRequest.FromString,
+                    response_serializer=millrace_dot_registry_dot_v1_dot_service__pb2.CreateRolloutResponse.SerializeToString,
+            ),
             'GetRollout': grpc.unary_unary_rpc_method_handler(
                     servicer.GetRollout,
                     request_deserializer=millrace_dot_registry_dot_v1_dot_service__pb2.GetRolloutRequest.FromString,
@@ -420,6 +470,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.ReportAnswers,
                     request_deserializer=millrace_dot_registry_dot_v1_dot_service__pb2.ReportAnswersRequest.FromString,
                     response_serializer=millrace_dot_registry_dot_v1_dot_service__pb2.ReportAnswersResponse.SerializeToString,
+            ),
+            'TuneServing': grpc.unary_stream_rpc_method_handler(
+                    servicer.TuneServing,
+                    request_deserializer=millrace_dot_registry_dot_v1_dot_service__pb2.TuneServingRequest.FromString,
+                    response_serializer=millrace_dot_registry_dot_v1_dot_service__pb2.TuneServingResponse.SerializeToString,
             ),
             'GetLineage': grpc.unary_unary_rpc_method_handler(
                     servicer.GetLineage,
@@ -536,6 +591,33 @@ class RegistryService:
             '/millrace.registry.v1.RegistryService/SetAlias',
             millrace_dot_registry_dot_v1_dot_service__pb2.SetAliasRequest.SerializeToString,
             millrace_dot_registry_dot_v1_dot_service__pb2.SetAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetTags(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/millrace.registry.v1.RegistryService/SetTags',
+            millrace_dot_registry_dot_v1_dot_service__pb2.SetTagsRequest.SerializeToString,
+            millrace_dot_registry_dot_v1_dot_service__pb2.SetTagsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -817,6 +899,33 @@ class RegistryService:
             _registered_method=True)
 
     @staticmethod
+    def CreateRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/millrace.registry.v1.RegistryService/CreateRollout',
+            millrace_dot_registry_dot_v1_dot_service__pb2.CreateRolloutRequest.SerializeToString,
+            millrace_dot_registry_dot_v1_dot_service__pb2.CreateRolloutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def GetRollout(request,
             target,
             options=(),
@@ -1022,6 +1131,33 @@ class RegistryService:
             '/millrace.registry.v1.RegistryService/ReportAnswers',
             millrace_dot_registry_dot_v1_dot_service__pb2.ReportAnswersRequest.SerializeToString,
             millrace_dot_registry_dot_v1_dot_service__pb2.ReportAnswersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TuneServing(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/millrace.registry.v1.RegistryService/TuneServing',
+            millrace_dot_registry_dot_v1_dot_service__pb2.TuneServingRequest.SerializeToString,
+            millrace_dot_registry_dot_v1_dot_service__pb2.TuneServingResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,6 +38,8 @@ class RegistryServiceStub:
     DeleteModel: _grpc.UnaryUnaryMultiCallable[_service_pb2.DeleteModelRequest, _service_pb2.DeleteModelResponse]
     """Stops serving a model and forgets it; its versions' history stays."""
     SetAlias: _grpc.UnaryUnaryMultiCallable[_service_pb2.SetAliasRequest, _service_pb2.SetAliasResponse]
+    SetTags: _grpc.UnaryUnaryMultiCallable[_service_pb2.SetTagsRequest, _service_pb2.SetTagsResponse]
+    """Labels a model or a version; nothing in the mesh acts on them."""
     GetVersion: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetVersionRequest, _service_pb2.GetVersionResponse]
     ListVersions: _grpc.UnaryUnaryMultiCallable[_service_pb2.ListVersionsRequest, _service_pb2.ListVersionsResponse]
     ResolveVersion: _grpc.UnaryUnaryMultiCallable[_service_pb2.ResolveVersionRequest, _service_pb2.ResolveVersionResponse]
@@ -56,6 +58,10 @@ class RegistryServiceStub:
     """Which deployments want this checkpoint, and compressed for what. Makes the default
     deployment of a model that has none. Called by the compressor.
     """
+    CreateRollout: _grpc.UnaryUnaryMultiCallable[_service_pb2.CreateRolloutRequest, _service_pb2.CreateRolloutResponse]
+    """Rolls a version out that a person chose, by the deployment's strategy: an older one too, or one
+    that was reversed. Rollouts that wait for their turn give way to it.
+    """
     GetRollout: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetRolloutRequest, _service_pb2.GetRolloutResponse]
     ListRollouts: _grpc.UnaryUnaryMultiCallable[_service_pb2.ListRolloutsRequest, _service_pb2.ListRolloutsResponse]
     PauseRollout: _grpc.UnaryUnaryMultiCallable[_service_pb2.PauseRolloutRequest, _service_pb2.PauseRolloutResponse]
@@ -72,6 +78,12 @@ class RegistryServiceStub:
     """What a gateway has seen of the versions it asks; canaries are judged by it. Called by every
     gateway: Triton itself counts a decoupled model's error response as a success.
     """
+    TuneServing: _grpc.UnaryStreamMultiCallable[_service_pb2.TuneServingRequest, _service_pb2.TuneServingResponse]
+    """Searches for the settings (Deployment.serving) with which a deployment's model answers most
+    requests within a latency target. Each candidate is loaded beside the model that serves, under a
+    name that no route leads to, and asked; the winner is written to the deployment at the end. It
+    goes on as long as the caller reads; one at a time.
+    """
     GetLineage: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetLineageRequest, _service_pb2.GetLineageResponse]
     """What a version, artifact, checkpoint, run or dataset came from and led to."""
 
@@ -85,6 +97,8 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     DeleteModel: _aio.UnaryUnaryMultiCallable[_service_pb2.DeleteModelRequest, _service_pb2.DeleteModelResponse]  # type: ignore[assignment]
     """Stops serving a model and forgets it; its versions' history stays."""
     SetAlias: _aio.UnaryUnaryMultiCallable[_service_pb2.SetAliasRequest, _service_pb2.SetAliasResponse]  # type: ignore[assignment]
+    SetTags: _aio.UnaryUnaryMultiCallable[_service_pb2.SetTagsRequest, _service_pb2.SetTagsResponse]  # type: ignore[assignment]
+    """Labels a model or a version; nothing in the mesh acts on them."""
     GetVersion: _aio.UnaryUnaryMultiCallable[_service_pb2.GetVersionRequest, _service_pb2.GetVersionResponse]  # type: ignore[assignment]
     ListVersions: _aio.UnaryUnaryMultiCallable[_service_pb2.ListVersionsRequest, _service_pb2.ListVersionsResponse]  # type: ignore[assignment]
     ResolveVersion: _aio.UnaryUnaryMultiCallable[_service_pb2.ResolveVersionRequest, _service_pb2.ResolveVersionResponse]  # type: ignore[assignment]
@@ -103,6 +117,10 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """Which deployments want this checkpoint, and compressed for what. Makes the default
     deployment of a model that has none. Called by the compressor.
     """
+    CreateRollout: _aio.UnaryUnaryMultiCallable[_service_pb2.CreateRolloutRequest, _service_pb2.CreateRolloutResponse]  # type: ignore[assignment]
+    """Rolls a version out that a person chose, by the deployment's strategy: an older one too, or one
+    that was reversed. Rollouts that wait for their turn give way to it.
+    """
     GetRollout: _aio.UnaryUnaryMultiCallable[_service_pb2.GetRolloutRequest, _service_pb2.GetRolloutResponse]  # type: ignore[assignment]
     ListRollouts: _aio.UnaryUnaryMultiCallable[_service_pb2.ListRolloutsRequest, _service_pb2.ListRolloutsResponse]  # type: ignore[assignment]
     PauseRollout: _aio.UnaryUnaryMultiCallable[_service_pb2.PauseRolloutRequest, _service_pb2.PauseRolloutResponse]  # type: ignore[assignment]
@@ -118,6 +136,12 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     ReportAnswers: _aio.UnaryUnaryMultiCallable[_service_pb2.ReportAnswersRequest, _service_pb2.ReportAnswersResponse]  # type: ignore[assignment]
     """What a gateway has seen of the versions it asks; canaries are judged by it. Called by every
     gateway: Triton itself counts a decoupled model's error response as a success.
+    """
+    TuneServing: _aio.UnaryStreamMultiCallable[_service_pb2.TuneServingRequest, _service_pb2.TuneServingResponse]  # type: ignore[assignment]
+    """Searches for the settings (Deployment.serving) with which a deployment's model answers most
+    requests within a latency target. Each candidate is loaded beside the model that serves, under a
+    name that no route leads to, and asked; the winner is written to the deployment at the end. It
+    goes on as long as the caller reads; one at a time.
     """
     GetLineage: _aio.UnaryUnaryMultiCallable[_service_pb2.GetLineageRequest, _service_pb2.GetLineageResponse]  # type: ignore[assignment]
     """What a version, artifact, checkpoint, run or dataset came from and led to."""
@@ -153,6 +177,14 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _service_pb2.SetAliasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.SetAliasResponse, _abc.Awaitable[_service_pb2.SetAliasResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def SetTags(
+        self,
+        request: _service_pb2.SetTagsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.SetTagsResponse, _abc.Awaitable[_service_pb2.SetTagsResponse]]:
+        """Labels a model or a version; nothing in the mesh acts on them."""
 
     @_abc_1.abstractmethod
     def GetVersion(
@@ -233,6 +265,16 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def CreateRollout(
+        self,
+        request: _service_pb2.CreateRolloutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.CreateRolloutResponse, _abc.Awaitable[_service_pb2.CreateRolloutResponse]]:
+        """Rolls a version out that a person chose, by the deployment's strategy: an older one too, or one
+        that was reversed. Rollouts that wait for their turn give way to it.
+        """
+
+    @_abc_1.abstractmethod
     def GetRollout(
         self,
         request: _service_pb2.GetRolloutRequest,
@@ -294,6 +336,18 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_service_pb2.ReportAnswersResponse, _abc.Awaitable[_service_pb2.ReportAnswersResponse]]:
         """What a gateway has seen of the versions it asks; canaries are judged by it. Called by every
         gateway: Triton itself counts a decoupled model's error response as a success.
+        """
+
+    @_abc_1.abstractmethod
+    def TuneServing(
+        self,
+        request: _service_pb2.TuneServingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_service_pb2.TuneServingResponse], _abc.AsyncIterator[_service_pb2.TuneServingResponse]]:
+        """Searches for the settings (Deployment.serving) with which a deployment's model answers most
+        requests within a latency target. Each candidate is loaded beside the model that serves, under a
+        name that no route leads to, and asked; the winner is written to the deployment at the end. It
+        goes on as long as the caller reads; one at a time.
         """
 
     @_abc_1.abstractmethod

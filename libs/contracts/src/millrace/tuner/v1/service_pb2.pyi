@@ -297,6 +297,7 @@ class Checkpoint(_message.Message):
     BASE_CHECKPOINT_DIGEST_FIELD_NUMBER: _builtins.int
     TRAINING_FILE_DIGEST_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    UNSERVED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """tenants/{tenant}/jobs/{job}/checkpoints/{checkpoint}"""
     model: _builtins.str
@@ -308,6 +309,8 @@ class Checkpoint(_message.Message):
     base_checkpoint_digest: _builtins.str
     """Digest of the checkpoint that was tuned."""
     training_file_digest: _builtins.str
+    unserved: _builtins.bool
+    """Kept, and neither compressed nor served: of a reward model, a classifier and the like."""
     @_builtins.property
     def content(self) -> _lifecycle_pb2.Content: ...
     @_builtins.property
@@ -330,10 +333,11 @@ class Checkpoint(_message.Message):
         base_checkpoint_digest: _builtins.str = ...,
         training_file_digest: _builtins.str = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        unserved: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_valid_loss", b"_valid_loss", "content", b"content", "create_time", b"create_time", "valid_loss", b"valid_loss"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_valid_loss", b"_valid_loss", "base_checkpoint_digest", b"base_checkpoint_digest", "content", b"content", "create_time", b"create_time", "final", b"final", "metrics", b"metrics", "model", b"model", "name", b"name", "step", b"step", "train_loss", b"train_loss", "training_file_digest", b"training_file_digest", "valid_loss", b"valid_loss"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_valid_loss", b"_valid_loss", "base_checkpoint_digest", b"base_checkpoint_digest", "content", b"content", "create_time", b"create_time", "final", b"final", "metrics", b"metrics", "model", b"model", "name", b"name", "step", b"step", "train_loss", b"train_loss", "training_file_digest", b"training_file_digest", "unserved", b"unserved", "valid_loss", b"valid_loss"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__valid_loss: _TypeAlias = _typing.Literal["valid_loss"]  # noqa: Y015
     _WhichOneofArgType__valid_loss: _TypeAlias = _typing.Literal["_valid_loss", b"_valid_loss"]  # noqa: Y015
