@@ -146,7 +146,6 @@ class Registry:
             self._triton,
             ModelRepository(self._folder / "triton", EngineSettings()),
             ContentStore(str(self._folder / "data"), self._folder / "cache"),
-            endpoint=ENDPOINT,
             life=self._owner,
             drain=timedelta(seconds=1),
             ring=lambda: None,
@@ -176,7 +175,7 @@ class InsistentController(Controller):
         control, nothing = self._control, Seen()
         step = EnterStep(0, 1.0)
         writes: list[Callable[[], object]] = [
-            lambda: control.write_routes([]),
+            lambda: control.write_routes([], lambda answering: []),
             lambda: control.forget_traffic(utc_now()),
         ]
         for desired in control.desired(utc_now()):

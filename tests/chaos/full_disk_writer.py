@@ -33,7 +33,7 @@ def upload(folder: Path) -> str:
     database = _database(folder)
     files = FileStore(database, record)
     rows = RowKeeper(RowStore(database), content)
-    app = FileApp(files, FileBytes(content, 1 << 20), keep_rows=rows.keep, ring=lambda: None)
+    app = FileApp(files, FileBytes(content, 1 << 20), rows=rows, ring=lambda: None)
     unique = CONTENT + uuid.uuid4().bytes
     return app.upload("acme", "a.txt", FilePurpose.USER_DATA, "", [unique]).id
 

@@ -23,6 +23,7 @@ from tests.engine.tiny_model import CONTEXT_TOKENS, TinyModel
 pytestmark = [
     pytest.mark.triton,
     pytest.mark.skipif(not is_installed(), reason="deploy/local/setup.sh has not run"),
+    pytest.mark.filterwarnings("ignore"),  # what tracing a model says is not ours
 ]
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 GENEROUS = Target(first_token_seconds=60, token_seconds=60)

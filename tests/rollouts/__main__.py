@@ -1,6 +1,7 @@
 """Roll out versions, good and bad, under load; count what was reversed, and what should have been.
 
 python -m tests.rollouts [--bad 200] [--good 200] [--models 4] [--kinds errors,slow] [--seed 1]
+    [--minutes 0]
 
 Ends with 1 when a bad version was not reversed within 5 s of enough evidence, one was promoted on
 no data, more than 2 % of the good ones were reversed, or a client's request failed.
@@ -29,6 +30,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--models", type=int, default=4, help="models side by side (4)")
     parser.add_argument("--clients", type=int, default=4, help="of each model (4)")
     parser.add_argument(
+        "--minutes", type=float, default=0.0, help="after which none begins; 0: all do (0)"
+    )
+    parser.add_argument(
         "--think-seconds", type=float, default=0.05, help="of a client after an answer (0.05)"
     )
     parser.add_argument(
@@ -50,7 +54,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="rollouts-") as folder:
         with fleet.running(Path(folder)) as running:
             trial = Trial(running, planned, given.models, lambda line: print(line, flush=True))
-            tried, clients = trial.run(given.clients, given.think_seconds)
+            tried, clients = trial.run(given.clients, given.think_seconds, 60 * given.minutes)
     made = report(tried, clients.asked.total(), clients.failed, clients.failures)
     print(f"\n{made.table()}")
     made.write(given.json, tried)

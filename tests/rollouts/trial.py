@@ -5,6 +5,7 @@ engine itself has seen: from when on both versions had ended ``MINIMUM_REQUESTS`
 the canary began, as the policy asks.
 """
 
+import math
 import queue
 import threading
 import time
@@ -73,10 +74,13 @@ class Trial:
             self._planned.put(how)
         self._say = say
         self._ended: list[tuple[Rollout, Behaviour]] = []
+        self._begin_until = math.inf
         self._errors: list[BaseException] = []
 
-    def run(self, per_model: int, think_seconds: float) -> tuple[list[Tried], Clients]:
-        """Until all have ended.
+    def run(
+        self, per_model: int, think_seconds: float, begin_seconds: float = 0.0
+    ) -> tuple[list[Tried], Clients]:
+        """Until all have ended; or, after ``begin_seconds``, those that had begun.
 
         Raises:
             TimeoutError: a first version did not settle.
@@ -91,6 +95,8 @@ class Trial:
         clients = Clients(self._fleet.url, self._fleet.key, self._models, per_model, think_seconds)
         wait_until(clients.are_all_answered, _FIRST_SECONDS, "the gateway knows all models")
         clients.start()
+        if begin_seconds:
+            self._begin_until = time.monotonic() + begin_seconds
         threads = [threading.Thread(target=self._try_on, args=(each,)) for each in self._models]
         for thread in threads:
             thread.start()
@@ -105,7 +111,7 @@ class Trial:
     def _try_on(self, model: str) -> None:
         number = 1
         try:
-            while True:
+            while time.monotonic() < self._begin_until:
                 how = self._planned.get_nowait()
                 number += 1
                 self._fleet.registry.roll_out(model, number, how)

@@ -360,6 +360,17 @@ def test_a_deployment_is_updated_by_what_is_given(millrace: CommandLine):
     }
 
 
+def test_a_deployment_says_how_its_versions_are_compared(millrace: CommandLine):
+    millrace.gateway.answer("POST /v1/deployments", {"id": "deployment-1"})
+    arguments = ("--analysis", '{"maximum_latency_increase": 0.5}')
+    assert millrace("deployments", "create", "demo", *arguments).exit_code == 0
+    assert millrace.gateway.body() == {
+        "model": "demo",
+        "analysis": {"maximum_latency_increase": 0.5},
+    }
+    assert millrace("deployments", "create", "demo", "--analysis", "x").exit_code == 2
+
+
 def test_a_deployment_says_how_its_model_is_run(millrace: CommandLine):
     millrace.gateway.answer("POST /v1/deployments", {"id": "deployment-1"})
     arguments = ("--instance-count", "2", "--max-batch-size", "32", "--max-queue-size", "8")

@@ -44,6 +44,33 @@ ROWS = [
 REPORT = {"compression": COMPRESSION, "rows": ROWS, "others": [{**COMPRESSION, "id": "other-2"}]}
 
 
+TRIAL = {
+    "target": "openvino_int8",
+    "recipe": {},
+    "layers_in_8_bits": 0,
+    "evaluated_tokens": 1020,
+    "size_bytes": 5_800_000,
+    "perplexity_increase": 0.0001,
+    "top1_agreement": 0.98,
+    "latency_seconds": 0.003,
+    "broken": ["size"],
+    "error": None,
+    "chosen": False,
+}
+RECIPE = {"group_size": 64, "weight_method": "awq"}
+FOUND = {**TRIAL, "target": "openvino_int4", "recipe": RECIPE, "layers_in_8_bits": 3}
+SEARCH = {
+    "hardware": "CPU with avx2",
+    "trials": [
+        TRIAL,
+        {**TRIAL, "target": "x", "error": "GROUP_SIZE_INVALID: no"},
+        {**FOUND, "broken": [], "size_bytes": 3_500_000, "chosen": True},
+    ],
+    "reason": "it is the smallest",
+    "unmet": [],
+}
+
+
 @pytest.fixture
 def gateway() -> FakeGateway:
     found = FakeGateway()
@@ -73,6 +100,18 @@ def test_show_has_the_original_beside_the_artifact(gateway: FakeGateway) -> None
     assert json.loads(run(gateway, "show", "compression-1", "--json").output) == COMPRESSION
 
 
+def test_show_tells_what_a_search_has_tried(gateway: FakeGateway) -> None:
+    measured = {**COMPRESSION["measurements"], "search": SEARCH}  # type: ignore[dict-item]
+    chosen = {"target": "openvino_int4", "recipe": RECIPE, "layers_in_8_bits": 3}
+    found = {**COMPRESSION, "target": "auto", "chosen": chosen, "measurements": measured}
+    gateway.answer(f"GET {PATH}/compression-1/report", {**REPORT, "compression": found})
+    output = run(gateway, "show", "compression-1").output
+    assert "openvino_int4 g64 awq 3 layers in 8 bits" in output
+    for said in ("breaks size", "passes, chosen", "GROUP_SIZE_INVALID: no", "+0.01%", "3.5 MB"):
+        assert said in output
+    assert "it is the smallest; CPU with avx2" in output
+
+
 def test_a_report_names_the_others_and_writes_the_plot(
     gateway: FakeGateway, tmp_path: Path
 ) -> None:
@@ -89,7 +128,15 @@ def test_a_report_names_the_others_and_writes_the_plot(
 def test_what_is_given_is_sent_and_nothing_else(gateway: FakeGateway) -> None:
     assert run(gateway, "create", CHECKPOINT, "--target", "onnx_int8").exit_code == 0
     assert gateway.body() == {"checkpoint": CHECKPOINT, "target": "onnx_int8"}
-    arguments = ("--max-perplexity-increase", "0.02", "--group-size", "32", "--kv-cache-int8")
+    arguments = (
+        "--max-perplexity-increase",
+        "0.02",
+        "--max-size-bytes",
+        "9000000",
+        "--group-size",
+        "32",
+        "--kv-cache-int8",
+    )
     given = ("--weight-method", "awq", "--calibration", "generic", "--calibration-seed", "5")
     pruned = ("--prune-depth", "0.25", "--no-recovery", "--compare-calibration")
     result = run(gateway, "create", CHECKPOINT, "--target", "x", *arguments, *given, *pruned)
@@ -97,7 +144,7 @@ def test_what_is_given_is_sent_and_nothing_else(gateway: FakeGateway) -> None:
     assert gateway.body() == {
         "checkpoint": CHECKPOINT,
         "target": "x",
-        "gate": {"max_perplexity_increase": 0.02},
+        "gate": {"max_perplexity_increase": 0.02, "max_size_bytes": 9_000_000},
         "recipe": {
             "group_size": 32,
             "weight_method": "awq",

@@ -2,7 +2,6 @@ import os
 import stat
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -51,7 +50,6 @@ def test_a_signature_names_the_directory_and_what_it_was_made_of(tmp_path: Path)
     assert list(tmp_path.glob(f"{manifest.TEMPORARY_PREFIX}*")) == []
 
 
-@pytest.mark.skipif(find_spec("OpenSSL") is None, reason="model_signing needs pyOpenSSL to start")
 def test_the_openssf_tool_verifies_the_directory_and_refuses_a_flipped_byte(tmp_path: Path) -> None:
     directory, _ = signed(tmp_path)
     public = tmp_path / "public.pem"

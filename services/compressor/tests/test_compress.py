@@ -19,7 +19,7 @@ from millrace_compressor.jobs import compress, plain
 from millrace_compressor.jobs.compress import Spec
 from millrace_compressor.jobs.openvino_ir import OpenvinoIr
 from millrace_compressor.rows import measurements_of
-from millrace_runtime import manifest
+from millrace_runtime import manifest, signing
 from millrace_runtime.jobs import JobError, Reporter
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what tracing a model says is not ours
@@ -150,7 +150,8 @@ def test_int8_is_small_close_and_committed(store: Store) -> None:
     quality = json.loads((Path(result["artifact_path"]) / "quality.json").read_text())
     assert quality.items() >= measured.items()
     assert (quality["target"], quality["threads"]) == ("openvino-int8", 1)
-    manifest.verify(Path(result["artifact_path"]), result["artifact_digest"])
+    made = manifest.verify(Path(result["artifact_path"]), result["artifact_digest"])
+    assert signing.parents_of(made.metadata) == (store.checkpoint_digest,)
     assert not (store.folder / "work-openvino-int8").exists()
     phases = [line["phase"] for line in store.reported if line["kind"] == "progress"]
     assert phases == ["convert", "inspect", "measure", "commit"]

@@ -33,6 +33,14 @@ JUDGED = (
 positive = st.floats(min_value=1e-3, max_value=1e6)
 
 
+def test_a_search_that_found_nothing_says_how_near_it_came() -> None:
+    unmet = {"trials": [], "unmet": ["nothing tried is small enough"]}
+    found = replace(GOOD, search=unmet)
+    assert gate.decide(found, STRICT).passed, "the gate judges, and not the search"
+    refused = gate.decide(found, replace(STRICT, max_size_bytes=10))
+    assert refused.reasons[1:] == ("nothing tried is small enough",)
+
+
 def test_what_keeps_every_limit_passes() -> None:
     assert gate.decide(GOOD, STRICT).passed
     assert gate.decide(GOOD, STRICT).reasons == ()

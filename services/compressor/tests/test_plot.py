@@ -48,6 +48,15 @@ def test_it_names_what_it_shows_with_units() -> None:
     assert "tokens a second" in said and "16 streams" in said and "demo, step 1" in said
 
 
+def test_what_a_search_tried_is_shown_beside_what_it_took() -> None:
+    trial = {"target": "TARGET_OPENVINO_INT4", "size_bytes": 90, "perplexity_increase": 0.01}
+    failed = {"target": "TARGET_OPENVINO_INT8", "size_bytes": 0, "chosen": False}
+    search = {"trials": [{**trial, "chosen": False}, failed, {**trial, "chosen": True}]}
+    said = texts(plot.svg([compression(Target.AUTO, replace(MEASURED, search=search))]))
+    assert "tried by a search" in said
+    assert "auto: openvino-int4" in said
+
+
 def test_the_same_measurements_make_the_same_picture() -> None:
     made = [compression(Target.OPENVINO_INT8)]
     assert plot.svg(made) == plot.svg(made)

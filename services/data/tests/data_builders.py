@@ -132,7 +132,7 @@ class Parts:
         self.files = FileApp(
             self.file_store,
             self.stored,
-            keep_rows=self.rows.keep,
+            rows=self.rows,
             ring=lambda: self.rings.append("relay"),
             now=clock,
         )

@@ -13,14 +13,18 @@ from typing import Any
 import grpc
 import grpc.aio
 from grpc_status import rpc_status
+from recall_fakes import FakeRecalls, FakeRows
+from registry_labels import Labels
 from tritonclient.grpc import service_pb2 as triton_pb2
 from tritonclient.grpc import service_pb2_grpc as triton_grpc
 
 from millrace.compressor.v1 import service_pb2 as compressor_pb2
 from millrace.compressor.v1 import service_pb2_grpc as compressor_grpc
+from millrace.data.v1 import rows_pb2_grpc
 from millrace.data.v1 import service_pb2 as data_pb2
 from millrace.data.v1 import service_pb2_grpc as data_grpc
 from millrace.lifecycle.v1 import lifecycle_pb2
+from millrace.registry.v1 import recalls_pb2_grpc
 from millrace.registry.v1 import service_pb2 as registry_pb2
 from millrace.registry.v1 import service_pb2_grpc as registry_grpc
 from millrace.trainer.v1 import service_pb2 as trainer_pb2
@@ -127,6 +131,7 @@ class Table:
 class FakeData(data_grpc.DataServiceServicer):
     def __init__(self, seen: Seen) -> None:
         self.seen = seen
+        self.rows = FakeRows()
         self.files = Table("file")
         self.datasets = Table("dataset")
         self.contents: dict[str, bytes] = {}
@@ -400,8 +405,10 @@ class FakeCompressor(compressor_grpc.CompressorServiceServicer):
         return compressor_pb2.CancelCompressionResponse(compression=compression)
 
 
-class FakeRegistry(registry_grpc.RegistryServiceServicer):
+class FakeRegistry(Labels, registry_grpc.RegistryServiceServicer):
     def __init__(self) -> None:
+        super().__init__()
+        self.recalls = FakeRecalls()
         self.deployments = Table("deployment")
         self.rollouts = Table("rollout")
         self.versions: dict[str, Any] = {}
@@ -411,6 +418,7 @@ class FakeRegistry(registry_grpc.RegistryServiceServicer):
         self.reports: list[Any] = []
         self.held: list[str] = []
         self.refused: str = ""
+        self.tune_serving: Any = None
         self.routes: list[Any] = []
         self.revision = itertools.count(1)
         self.changed = asyncio.Event()
@@ -444,11 +452,14 @@ class FakeRegistry(registry_grpc.RegistryServiceServicer):
         return registry_pb2.DeleteModelResponse()
 
     async def SetAlias(self, request: Any, context: Any) -> Any:
-        model = registry_pb2.Model(name=request.name, aliases={request.alias: request.version})
+        model = self.known.get(request.name) or registry_pb2.Model(name=request.name)
+        model.aliases[request.alias] = request.version
+        if not request.version:
+            del model.aliases[request.alias]
         return registry_pb2.SetAliasResponse(model=model)
 
-    def add_version(self, tenant: str, number: int) -> Any:
-        name = f"tenants/{tenant}/models/demo/versions/{number}"
+    def add_version(self, tenant: str, number: int, model: str = "demo") -> Any:
+        name = f"tenants/{tenant}/models/{model}/versions/{number}"
         version = registry_pb2.Version(
             name=name,
             number=number,
@@ -461,9 +472,13 @@ class FakeRegistry(registry_grpc.RegistryServiceServicer):
         return version
 
     async def ListVersions(self, request: Any, context: Any) -> Any:
-        tenant = request.parent.split("/")[1]
-        found = [v for name, v in self.versions.items() if name.startswith(f"tenants/{tenant}/")]
-        return registry_pb2.ListVersionsResponse(versions=found)
+        scope = (
+            request.parent.removesuffix("-")
+            if request.parent.endswith("/-")
+            else (f"{request.parent}/versions/")
+        )
+        found = [v for name, v in self.versions.items() if name.startswith(scope)]
+        return registry_pb2.ListVersionsResponse(versions=found[::-1])
 
     async def ResolveVersion(self, request: Any, context: Any) -> Any:
         model, _, number = request.reference.partition("@")
@@ -491,6 +506,10 @@ class FakeRegistry(registry_grpc.RegistryServiceServicer):
     async def ListDeployments(self, request: Any, context: Any) -> Any:
         found, token = self.deployments.page(request.parent, request)
         return registry_pb2.ListDeploymentsResponse(deployments=found, next_page_token=token)
+
+    async def TuneServing(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        async for news in self.tune_serving(request, context):
+            yield news
 
     async def UpdateDeployment(self, request: Any, context: Any) -> Any:
         known = await self.deployments.get(request.deployment.name, context)
@@ -807,6 +826,8 @@ async def start_services(
     tuner_grpc.add_TunerServiceServicer_to_server(tuner, server)
     compressor_grpc.add_CompressorServiceServicer_to_server(compressor, server)
     registry_grpc.add_RegistryServiceServicer_to_server(registry, server)
+    rows_pb2_grpc.add_RowServiceServicer_to_server(data.rows, server)
+    recalls_pb2_grpc.add_RecallServiceServicer_to_server(registry.recalls, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     return server, f"127.0.0.1:{port}"

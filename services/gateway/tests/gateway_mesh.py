@@ -111,6 +111,7 @@ class Mesh:
         ):
             table.rows.clear()
         self.registry.versions.clear()
+        self.registry.clear_labels()
         self.registry.held.clear()
         self.registry.models = {"demo"}
         self.registry.refused = ""

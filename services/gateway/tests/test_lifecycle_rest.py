@@ -234,7 +234,7 @@ def test_versions(mesh: Mesh, client: httpx.Client) -> None:
 
     mesh.in_loop(run)
     listed = ok(client.get("/v1/versions"))["data"]
-    assert [version["id"] for version in listed] == ["demo@1", "demo@2"]
+    assert [version["id"] for version in listed] == ["demo@2", "demo@1"]
     version = ok(client.get("/v1/versions/demo@2"))
     assert version["measurements"]["artifact_perplexity"] == 12.5
     assert version["measurements"]["kl_divergence"] is None
@@ -273,24 +273,51 @@ def test_deployments(mesh: Mesh, client: httpx.Client) -> None:
     assert mesh.http(mesh.other_secret).patch(path, json={}).status_code == 404
 
 
+def test_a_deployment_says_how_its_versions_are_compared(client: httpx.Client) -> None:
+    made = ok(client.post("/v1/deployments", json={"model": "demo"}))
+    assert set(made["analysis"].values()) == {None}
+    path = f"/v1/deployments/{made['id']}"
+    analysis = {"false_alarm_rate": 0.001, "maximum_latency_increase": 0, "minimum_pairs": 8}
+    changed = ok(client.patch(path, json={"analysis": analysis}))["analysis"]
+    assert changed == {**made["analysis"], **analysis}
+    assert ok(client.patch(path, json={"tracking": "final"}))["analysis"] == changed
+    for body in (
+        {"false_alarm_rate": 0},
+        {"maximum_latency_increase": -1},
+        {"maximum_cut_increase": 2},
+        {"maximum_score_decrease": "much"},
+        {"minimum_pairs": 0.5},
+        {"minimum_timed_answers": -1},
+        {"maximum_colour_increase": 1},
+    ):
+        param = f"analysis.{next(iter(body))}"
+        assert refused(client.patch(path, json={"analysis": body})) == param
+
+
 def test_a_deployment_says_how_its_model_is_run(client: httpx.Client) -> None:
     made = ok(client.post("/v1/deployments", json={"model": "demo"}))
     waiting = {"max_queue_size": None, "default_timeout_seconds": None}
     assert made["serving"] == {
         "instance_count": None,
         "max_batch_size": None,
+        "threads": None,
+        "cache_gibibytes": None,
         "queue_policy": waiting,
     }
     path = f"/v1/deployments/{made['id']}"
     policy = {"max_queue_size": 4, "timeout_action": "reject"}
-    serving = {"instance_count": 2, "queue_policy": policy, "priority_levels": None}
+    engine = {"instance_count": 2, "threads": 3, "cache_gibibytes": 2}
+    serving = {**engine, "queue_policy": policy, "priority_levels": None}
     changed = ok(client.patch(path, json={"serving": serving}))["serving"]
     assert (changed["instance_count"], changed["max_batch_size"]) == (2, None)
+    assert (changed["threads"], changed["cache_gibibytes"]) == (3, 2)
     assert changed["queue_policy"] == {**waiting, "max_queue_size": 4}
     for body, param in (
         ({"instance_count": 0}, "serving.instance_count"),
         ({"instance_count": 17}, "serving.instance_count"),
         ({"max_batch_size": 0}, "serving.max_batch_size"),
+        ({"threads": 0}, "serving.threads"),
+        ({"cache_gibibytes": 0.5}, "serving.cache_gibibytes"),
         ({"queue_policy": {"max_queue_size": 0}}, "serving.queue_policy.max_queue_size"),
         ({"queue_policy": {"timeout_action": "delay"}}, "serving.queue_policy.timeout_action"),
         ({"preferred_batch_sizes": [4, 8]}, "serving.preferred_batch_sizes"),

@@ -20,7 +20,9 @@ from millrace_registry.domain import Content, Route, Version
 from millrace_registry.events import FactRecorder
 from millrace_registry.lineage_store import Lineage
 from millrace_registry.provenance import Provenance
+from millrace_registry.recall_store import Recalls, WatchedLineage
 from millrace_registry.repository import ModelRepository
+from millrace_registry.room import Room
 from millrace_registry.schema import HOLDS, OUTBOX, TRAFFIC
 from millrace_registry.store import Catalogue
 from millrace_registry.triton import Loaded, LoadFailed, NotScored, TritonUnavailable
@@ -135,6 +137,7 @@ class World:
         sign: Callable[[Path], None] | None = None,
         trust: Trust | None = None,
         accept_unsigned: bool = False,
+        budget_bytes: int | None = None,
     ) -> None:
         migrate(database, MIGRATIONS)
         self.database = database
@@ -145,15 +148,17 @@ class World:
         self._prove = partial(Provenance, trust=trust, accept_unsigned=accept_unsigned)
         self.triton = triton or FakeTriton(folder / "triton")
         self._endpoint = endpoint
+        self._budget_bytes = budget_bytes
         self._scoring = scoring
         record = FactRecorder(Outbox(OUTBOX))
         self.catalogue = Catalogue(database, record, now=clock)
         self.lineage = Lineage(database)
+        self.recalls = Recalls(database, record, now=clock)
         self.control = self.control_of("one")
         self.controller = self._controller("one", self.control)
         self.app = RegistryApp(
             self.catalogue,
-            self.lineage,
+            WatchedLineage(self.lineage, self.recalls, lambda: None),
             self.content,
             ring=lambda: None,
             ring_controller=lambda: None,
@@ -165,9 +170,9 @@ class World:
         """The controller of another registry on the same database and Triton."""
         return self._controller(owner, self.control_of(owner))
 
-    def controller_with(self, content: ContentStore) -> Controller:
+    def controller_with(self, content: ContentStore, owner: str = "one") -> Controller:
         """The controller, with another way to the content."""
-        return self._controller("one", self.control, content)
+        return self._controller(owner, self.control, content)
 
     def _controller(
         self, owner: str, control: ControlStore, content: ContentStore | None = None
@@ -177,12 +182,12 @@ class World:
             self.triton,
             ModelRepository(self.folder / "triton", EngineSettings()),
             content or self.content,
-            endpoint=self._endpoint,
             life=f"controller-{owner}",
             drain=timedelta(seconds=5),
             ring=lambda: None,
             scoring=self._scoring,
             provenance=self._prove(content or self.content),
+            room=Room(self._budget_bytes, monotonic=lambda: self.clock().timestamp()),
             now=self.clock,
             monotonic=lambda: self.clock().timestamp(),
         )

@@ -8,8 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millrace_registry.analysis import AnalysisPolicy, Verdict, judge, median_seconds
+from millrace_registry.analysis import (
+    AnalysisPolicy,
+    Verdict,
+    are_prompts_missing,
+    judge,
+    median_seconds,
+    policy_of,
+)
 from millrace_registry.evidence import Answers, Evidence, Latencies, Pair
+from millrace_registry.strategies import Analysis, Stage
 
 POLICY = AnalysisPolicy(minimum_latencies=10, minimum_pairs=8)
 
@@ -94,6 +102,27 @@ def test_a_signal_can_be_left_out() -> None:
     slow = replace(GOOD, new=replace(_answers(seconds=9.0), stops=0, lengths=60))
     policy = replace(POLICY, max_latency_increase=None, max_cut_increase=None)
     assert judge(slow, policy).verdict == Verdict.GOOD
+
+
+def test_a_large_loss_that_is_allowed_leaves_room_for_a_larger_one() -> None:
+    policy = policy_of(Analysis(maximum_score_decrease=1.0), Stage())
+    assert judge(replace(GOOD, pairs=_pairs(-0.9)), policy).verdict == Verdict.GOOD
+    assert judge(replace(GOOD, pairs=_pairs(-5.0)), policy).verdict == Verdict.BAD
+
+
+def test_quality_spends_its_part_once_whatever_the_steps() -> None:
+    worse = replace(GOOD, pairs=_pairs(-0.3, 12))
+    assert judge(worse, AnalysisPolicy(), 1).verdict == Verdict.BAD
+    assert judge(worse, AnalysisPolicy(), 20).verdict == Verdict.BAD
+
+
+def test_prompts_that_are_not_read_yet_are_waited_for() -> None:
+    unread = replace(GOOD, pairs=(), pairs_expected=None)
+    assert judge(unread, AnalysisPolicy()).verdict == Verdict.WAIT
+    assert are_prompts_missing(unread)
+    without = judge(replace(GOOD, pairs=()), AnalysisPolicy())
+    assert without.verdict == Verdict.GOOD
+    assert "no golden prompts" in without.reasons[-1]
 
 
 def test_a_prompt_counts_once() -> None:

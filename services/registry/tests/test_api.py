@@ -29,6 +29,14 @@ from millrace_testkit.clock import FakeClock
 Stub = service_pb2_grpc.RegistryServiceStub
 ACME, DEMO = "tenants/acme", "tenants/acme/models/demo"
 VERSION_1 = f"{DEMO}/versions/1"
+ANALYSIS = pb.Analysis(
+    false_alarm_rate=0.001,
+    maximum_latency_increase=0.0,
+    maximum_cut_increase=1.0,
+    maximum_score_decrease=0.1,
+    minimum_pairs=16,
+    minimum_timed_answers=50,
+)
 SERVING = pb.Serving(
     instance_count=2,
     max_batch_size=8,
@@ -139,8 +147,10 @@ def test_a_deployment_comes_back_as_it_went_in(stub: Stub) -> None:
             gate=gate,
             strategy=canary(0.25, 0.5),
             serving=SERVING,
+            analysis=ANALYSIS,
         ),
     )
+    assert made.analysis == ANALYSIS
     assert made.serving == SERVING
     assert made.tracking == pb.CHECKPOINT_TRACKING_FINAL
     assert made.gate == gate
@@ -189,6 +199,14 @@ def test_an_update_with_an_old_etag_is_refused(stub: Stub) -> None:
         (
             wanted(strategy=canary(0.5, minimum_requests=0)),
             "deployment.strategy.canary.minimum_requests",
+        ),
+        (
+            wanted(analysis=pb.Analysis(false_alarm_rate=0.0)),
+            "deployment.analysis.false_alarm_rate",
+        ),
+        (
+            wanted(analysis=pb.Analysis(maximum_cut_increase=1.5)),
+            "deployment.analysis.maximum_cut_increase",
         ),
         (wanted(serving=pb.Serving(instance_count=0)), "deployment.serving.instance_count"),
         (wanted(serving=pb.Serving(max_batch_size=-1)), "deployment.serving.max_batch_size"),

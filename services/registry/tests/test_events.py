@@ -15,8 +15,9 @@ from millrace.registry.v1 import events_pb2
 from millrace.topology import consumed_by, fact_of, produced_by
 from millrace.trainer.v1 import events_pb2 as trainer_events
 from millrace.tuner.v1 import events_pb2 as tuner_events
-from millrace_registry.domain import VersionState
+from millrace_registry.domain import RequestKey, VersionState
 from millrace_registry.events import base_model_of, subscriptions
+from millrace_registry.recall import Action, Cause, Recall
 from millrace_runtime import names
 from millrace_runtime.cloudevent import Event
 from millrace_runtime.database import open_database
@@ -89,6 +90,17 @@ def test_an_artifact_becomes_a_version_as_its_fact_tells(world: World) -> None:
     assert version.state == VersionState.REGISTERED
 
 
+def test_what_a_search_has_chosen_is_what_is_served(world: World) -> None:
+    facts = lifecycle(world)
+    artifact = facts[3]
+    assert isinstance(artifact, compressor_events.ArtifactFinished)
+    artifact.target = compressor_pb2.TARGET_AUTO
+    artifact.chosen.target = compressor_pb2.TARGET_OPENVINO_INT4
+    deliver(world, *facts)
+    version = world.version(1)
+    assert (version.target, version.state_reason) == ("TARGET_OPENVINO_INT4", "")
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_the_whole_way_is_known_in_whatever_order_the_facts_come(world: World, order: int) -> None:
     facts = lifecycle(world)
@@ -117,7 +129,13 @@ def test_facts_that_are_published_are_those_of_the_topology(world: World) -> Non
     world.serve(1)
     world.finish(2)
     world.look(3)
+    (rollout,) = (r for r in world.catalogue.rollouts("acme", "", "", 9) if not r.state.has_ended)
+    for paused in (True, False):
+        world.app.pause("acme", rollout.id, paused)
     world.app.quarantine("acme", "demo", 2, "wrong")
+    deliver(world, *lifecycle(world))
+    recall = Recall("acme", "recall-1", Action.ROLL_BACK, "", world.clock(), (Cause(DATASET),))
+    world.recalls.create(recall, RequestKey("", ""))
     published = {fact_of(type(event.message)).type for event in world.events()}
     assert published == {fact.type for fact in produced_by("registry")}
 

@@ -236,6 +236,21 @@ def test_unsigned_content_is_taken_where_that_is_set_and_a_wrong_signature_is_no
     assert refused.startswith(f"{reason}: ") if reason else refused == ""
 
 
+def test_a_version_from_before_there_were_signatures_goes_on_serving(
+    world: SignedWorld, tmp_path: Path
+) -> None:
+    world.make(1)
+    world.register(1)
+    world.look(20)
+    for stage in STAGES:
+        _remove(world.path(stage, 1))
+    assert signing.adopt(tmp_path / "data", Signer(KEY)) == len(STAGES)
+    world.triton.restart()
+    world.look(6)
+    assert world.shares() == {1: 1.0}
+    assert world.quarantine_reasons() == []
+
+
 def test_the_settings_say_whose_signatures_count(world: SignedWorld, tmp_path: Path) -> None:
     world.make(1)
     world.register(1)

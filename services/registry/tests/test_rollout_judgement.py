@@ -10,6 +10,7 @@ from millrace_registry.domain import Rollout, RolloutState
 from millrace_registry.evidence import Answers, Evidence, Latencies, Pair
 from millrace_registry.rollout import Observed, Reverse, Wait
 from millrace_registry.strategies import (
+    Analysis,
     BlueGreen,
     Canary,
     Immediate,
@@ -103,6 +104,21 @@ def test_immediate_waits_for_no_prompts() -> None:
     loading = replace(rollout(RolloutState.LOADING), ready_time=START)
     at = replace(AT, evidence=Evidence(pairs_expected=None))
     assert isinstance(rules.next_action(loading, Immediate(), at), rules.Settle)
+
+
+def test_a_deployment_says_what_is_too_much() -> None:
+    slower = Evidence(Answers(first_token=SLOW), Answers(first_token=QUICK))
+    both = replace(AT, evidence=replace(slower, pairs=WORSE))
+    lenient = Analysis(maximum_latency_increase=9.0, maximum_score_decrease=2.0)
+    now = START + timedelta(seconds=60)
+    at = replace(both, now=now, analysis=lenient)
+    assert isinstance(rules.next_action(rollout(RolloutState.CANARY), Canary(), at), rules.Settle)
+    strict = replace(AT, now=now, analysis=Analysis(minimum_pairs=5))
+    assert rules.next_action(rollout(RolloutState.CANARY), Canary(), strict) == Wait()
+    paired = replace(AT, evidence=Evidence(pairs=WORSE[:12]))
+    assert isinstance(rules.next_action(rollout(RolloutState.CANARY), Canary(), paired), Reverse)
+    surer = replace(paired, analysis=Analysis(false_alarm_rate=1e-6))
+    assert rules.next_action(rollout(RolloutState.CANARY), Canary(), surer) == Wait()
 
 
 def test_without_the_old_version_one_that_never_fails_is_the_measure() -> None:

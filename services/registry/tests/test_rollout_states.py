@@ -291,8 +291,7 @@ class ServingWorld(RuleBasedStateMachine):
             tuple(version(r.to_version) for r in self.rollouts),
             held=self.held,
             steps={},
-            answering=self.ready,
-            endpoint="t:1",
+            answering=dict.fromkeys(self.ready, ("t:1",)),
         )
 
     def teardown(self) -> None:

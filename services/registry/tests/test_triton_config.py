@@ -43,11 +43,12 @@ def test_settings_reach_the_engine_as_numbers_in_strings() -> None:
 
 
 def test_a_deployment_says_how_many_engines_and_how_large_their_batch() -> None:
-    serving = Serving(instance_count=3, max_batch_size=16)
+    serving = Serving(instance_count=3, max_batch_size=16, cache_gibibytes=4)
     config = generation_config("m", [1], EngineSettings(threads=2), serving)
     read = text_format.Parse(print_config(config), pb.ModelConfig())
     assert [group.count for group in read.instance_group] == [3]
     assert read.parameters["max_sequences"].string_value == "16"
+    assert read.parameters["cache_gibibytes"].string_value == "4"
     assert read.parameters["threads"].string_value == "2"
     # The tensors stay as they are, and nothing waits in Triton.
     assert read.max_batch_size == 0

@@ -86,6 +86,7 @@ class LongLook(Controller):
 
     def __init__(self, store: ControlStore) -> None:
         self._store = store
+        self.stop = lambda: None
         self.began, self.end = threading.Event(), threading.Event()
 
     def look(self) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiny_run import CHECKPOINT_STEP, TOTAL_STEPS, VOCABULARY_SIZE, spec_of, write_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from millrace_runtime import manifest
+from millrace_runtime import manifest, signing
 from millrace_runtime.work import JobFailure, JobOutcome, JobResult, JobStopped, run_job
 
 JOB_MODULE = "millrace_trainer.jobs.launch"
@@ -107,6 +107,7 @@ def test_its_checkpoints_are_what_others_can_load(undisturbed: Finished) -> None
     content = manifest.verify(Path(final["path"]), final["digest"])
     assert content.size_bytes == final["size_bytes"]
     assert content.metadata["dataset_digest"] == undisturbed.dataset[1]
+    assert signing.parents_of(content.metadata) == (undisturbed.dataset[1],)
     tokenizer = undisturbed.dataset[0] / "tokenizer"
     for file in tokenizer.iterdir():
         assert (undisturbed.model / file.name).read_bytes() == file.read_bytes()

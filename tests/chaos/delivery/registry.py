@@ -194,7 +194,6 @@ class RegistryWorld(World):
             self._triton,
             self._repository,
             self._contents,
-            endpoint="triton",
             life=f"controller-{self._lives}",
             drain=timedelta(seconds=5),
             ring=lambda: None,

@@ -7,7 +7,7 @@ this client is for what it lacks, and for ``millrace`` itself.
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any, TypeAlias
 
@@ -183,6 +183,18 @@ class Millrace:
                 if event.event == "error":
                     raise errors.ServerError(document["error"]["message"], response.status_code)
                 yield document
+
+    def tune_serving(self, deployment: str, body: Json) -> Generator[tuple[str, Json], None, None]:
+        """A search for settings: its events, each with its kind. Closing it ends the search."""
+        path = f"/v1/deployments/{deployment}/tune_serving"
+        with self._stream("POST", path, timeout=_HEARTBEAT_TIMEOUT, json=body) as response:
+            for event in sse.parse(response.iter_lines()):
+                if event.data == "[DONE]":
+                    return
+                document: Json = json.loads(event.data)
+                if event.event == "error":
+                    raise errors.ServerError(document["error"]["message"], response.status_code)
+                yield event.event, document
 
     def stream_chat(self, body: Json) -> Iterator[Json]:
         """The chunks of a streamed chat completion."""

@@ -22,10 +22,12 @@ from millrace_client.commands import (
     mesh,
     models,
     prompts,
+    recalls,
     rollouts,
     runs,
     trace,
     tune,
+    tune_serving,
     webhooks,
 )
 from millrace_client.connection import Connection
@@ -50,6 +52,7 @@ _HELP = """Carry a language model through its whole life.
   millrace events --follow        every fact, as it becomes true
   millrace trace                  where the time went, across all services
   millrace lineage demo@3         what a version came from
+  millrace recall --row '{…}'     which versions learnt from a row
   millrace doctor                 what is wrong, and what to do
   millrace dead-letters list      facts that could not be handled, and why
 """
@@ -89,7 +92,8 @@ _COMMANDS: Mapping[str, Sequence[Callable[..., None]]] = {
         doctor.doctor,
     ),
     "Talk": (chat.chat, chat.complete),
-    "Understand": (events.events, trace.trace, lineage.lineage, models.versions),
+    "Lifecycle": (tune_serving.tune_serving,),
+    "Understand": (events.events, trace.trace, lineage.lineage, recalls.recall, models.versions),
 }
 _GROUPS: Mapping[str, typer.Typer] = {
     "files": files.app,
@@ -100,6 +104,7 @@ _GROUPS: Mapping[str, typer.Typer] = {
     "prompts": prompts.app,
     "compressions": compressions.app,
     "rollouts": rollouts.app,
+    "recalls": recalls.app,
     "deployments": deployments.app,
     "batches": batches.app,
     "webhooks": webhooks.app,

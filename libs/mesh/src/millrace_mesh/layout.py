@@ -126,7 +126,7 @@ class Layout:
             defaults[f"{prefix}SIGNING_KEY"] = str(self.signing_key)
         if stage == "registry":
             defaults[f"{prefix}TRUSTED_KEYS"] = str(self.trusted_keys)
-        if stage in ("trainer", "tuner"):
+        if stage in ("trainer", "tuner", "gateway"):
             defaults[f"{prefix}MLFLOW_TRACKING_URI"] = f"sqlite:///{self.home.path / 'mlflow.db'}"
         # All or nothing: the key of one endpoint is not for another.
         if stage == "tuner" and "MILLRACE_TUNER_JUDGE_BASE_URL" not in environ:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -18,7 +19,30 @@ _BATCH_SECONDS = 2.0
 _MAXIMUM_BATCH = 500  # MLflow refuses more than 1,000 metrics a call
 _CLOSE_SECONDS = 15.0
 
+_SQLITE = "sqlite:///"
+
+
+def tracked_experiment(tenant: str, name: str) -> str:
+    """What a tenant's experiment is called in MLflow: every tenant has names of its own."""
+    return f"{tenant}/{name}"
+
+
+def artifact_root(uri: str) -> str | None:
+    """Where artifacts lie when MLflow's database is a file: beside it. None: as MLflow says."""
+    if not uri.startswith(_SQLITE):
+        return None
+    return str(Path(uri.removeprefix(_SQLITE)).absolute().parent / "mlflow-artifacts")
+
+
 Point = tuple[str, float, int, int]  # key, value, step, milliseconds since the epoch
+
+
+@dataclass(frozen=True)
+class _File:
+    """One to be kept with the run, and in which folder."""
+
+    path: Path
+    folder: str
 
 
 @dataclass(frozen=True)
@@ -52,7 +76,7 @@ class Tracking:
         name: str = "",
         tags: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self._points: queue.Queue[Point | None] = queue.Queue()
+        self._points: queue.Queue[Point | _File | None] = queue.Queue()
         given = {key: value for key, value in tags.items() if value}
         arguments = (uri, _Run(job, experiment, name or job, given, parameters))
         self._thread = threading.Thread(target=self._send, args=arguments, daemon=True)
@@ -62,6 +86,10 @@ class Tracking:
         now = time.time_ns() // 1_000_000
         for key, value in metrics.items():
             self._points.put((key, value, step, now))
+
+    def log_file(self, path: Path, folder: str) -> None:
+        """Keep a copy of a file with the run, in a folder of its artifacts."""
+        self._points.put(_File(path, folder))
 
     def close(self) -> None:
         """Send what is left, for 15 seconds at most."""
@@ -82,16 +110,21 @@ class Tracking:
         from mlflow.tracking import MlflowClient
 
         client = MlflowClient(tracking_uri=uri)
-        run_id = _find_or_create_run(client, run)
-        while points := self._next_batch():
+        run_id = _find_or_create_run(client, uri, run)
+        while found := self._next_batch():
+            points = [point for point in found if not isinstance(point, _File)]
             metrics = [Metric(key, value, now, step) for key, value, step, now in points]
-            client.log_batch(run_id, metrics=metrics)
+            if metrics:
+                client.log_batch(run_id, metrics=metrics)
+            for file in found:
+                if isinstance(file, _File):
+                    client.log_artifact(run_id, str(file.path), file.folder)
         client.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
 
-    def _next_batch(self) -> list[Point]:
-        """The points of the next two seconds; empty once ``close`` was called."""
+    def _next_batch(self) -> list[Point | _File]:
+        """What the next two seconds bring; empty once ``close`` was called."""
         deadline = time.monotonic() + _BATCH_SECONDS
-        points: list[Point] = []
+        points: list[Point | _File] = []
         while len(points) < _MAXIMUM_BATCH:
             timeout = max(deadline - time.monotonic(), 0.0) if points else None
             try:
@@ -105,9 +138,16 @@ class Tracking:
         return points
 
 
-def _find_or_create_run(client: Any, run: _Run) -> str:
-    experiment = client.get_experiment_by_name(run.experiment)
-    id = experiment.experiment_id if experiment else client.create_experiment(run.experiment)
+def _find_or_create_experiment(client: Any, uri: str, name: str) -> str:
+    if (found := client.get_experiment_by_name(name)) is not None:
+        return str(found.experiment_id)
+    root = artifact_root(uri)
+    location = None if root is None else f"{root}/{name.replace(':', '.')}"
+    return str(client.create_experiment(name, location))
+
+
+def _find_or_create_run(client: Any, uri: str, run: _Run) -> str:
+    id = _find_or_create_experiment(client, uri, run.experiment)
     found = client.search_runs([id], filter_string=f"tags.`millrace.job` = '{run.job}'")
     if found:
         return str(found[0].info.run_id)

@@ -2,16 +2,14 @@
 
 from pathlib import Path
 
-from millrace_data.app import UPLOAD_GRACE, DatasetApp, FileApp
+from millrace_data.app import DatasetApp, FileApp
 from millrace_data.dataset_build import DatasetBuilder
 from millrace_data.events import SUBSCRIPTIONS, FactRecorder
 from millrace_data.file_bytes import FileBytes
 from millrace_data.part_bytes import PartBytes
 from millrace_data.prompt_store import PromptStore
 from millrace_data.prompts import PromptApp
-from millrace_data.row_keeping import RowKeeper
-from millrace_data.row_search import RowSearch
-from millrace_data.row_store import RowStore
+from millrace_data.row_search import rows_of
 from millrace_data.schema import OUTBOX
 from millrace_data.servicers import SERVICE_NAMES, Servicers
 from millrace_data.settings import DataSettings
@@ -35,37 +33,32 @@ def build(settings: DataSettings) -> hosting.Service:
     database = open_database(settings.database_url)
     migrate(database, MIGRATIONS)
     outbox = Outbox(OUTBOX)
-    relay = Relay(database, outbox)
+    relay, record = Relay(database, outbox), FactRecorder(outbox)
     content = content_store_of(settings)
     limit = settings.maximum_file_bytes
     stored = FileBytes(content, limit)
-    record = FactRecorder(outbox)
     files = FileStore(database, record)
-    datasets = DatasetStore(
-        database, record, owner=owner.this_process(), lease_seconds=settings.lease_seconds
-    )
+    lease = settings.lease_seconds
+    datasets = DatasetStore(database, record, owner=owner.this_process(), lease_seconds=lease)
     folder = settings.scratch_directory / "datasets"
     builder = DatasetBuilder(
         datasets, files, stored, content, scratch=folder, threads=settings.threads, ring=relay.ring
     )
     workers = [
-        Worker(f"builder-{number}", datasets, builder.perform, settings.lease_seconds)
+        Worker(f"builder-{number}", datasets, builder.perform, lease)
         for number in range(settings.concurrency)
     ]
-    row_store = RowStore(database)
-    rows = RowKeeper(row_store, content)
-    file_app = FileApp(files, stored, keep_rows=rows.keep, ring=relay.ring)
+    rows, search = rows_of(database, content, stored)
+    file_app = FileApp(files, stored, rows=rows, ring=relay.ring)
     uploads = UploadStore(database, files)
     upload_app = UploadApp(uploads, PartBytes(content), file_app, limit, ring=relay.ring)
     rings = [worker.ring for worker in workers]
     dataset_app = DatasetApp(datasets, files, ring=relay.ring, ring_builders=rings)
     prompt_app = PromptApp(PromptStore(database))
-    search = RowSearch(row_store, rows, stored)
 
     def reconcile() -> None:
         upload_app.reconcile()
         file_app.reconcile()
-        rows.sweep(UPLOAD_GRACE.total_seconds())
         builder.reconcile()
 
     return hosting.Service(

@@ -29,8 +29,6 @@ from millrace_runtime.manifest import sha256_bytes
 UPLOAD_GRACE = timedelta(hours=1)
 _SHOWN_PROBLEMS = 5
 Resource = TypeVar("Resource", File, UploadPart, Dataset)
-KeepRows = Callable[[Path, str, str], None]
-"""Keeps which rows a file holds: (path, filename, digest); ``row_keeping.RowKeeper.keep``."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +81,13 @@ class Bytes(Protocol):
     def sweep(self, older_than_seconds: float) -> None: ...
 
 
+class Rows(Protocol):
+    """Which rows files hold (``row_keeping.RowKeeper``)."""
+
+    def keep(self, path: Path, filename: str, digest: str) -> None: ...
+    def sweep(self, older_than_seconds: float) -> None: ...
+
+
 class FileApp:
     """Uploads, and what may be asked of them."""
 
@@ -91,13 +96,13 @@ class FileApp:
         files: Files,
         stored: Bytes,
         *,
-        keep_rows: KeepRows,
+        rows: Rows,
         ring: Callable[[], None],
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._files = files
         self._bytes = stored
-        self._keep_rows = keep_rows
+        self._rows = rows
         self._ring = ring
         self._now = now
 
@@ -139,7 +144,7 @@ class FileApp:
             is_learnt = purpose == FilePurpose.FINE_TUNE
             report = check_examples(staged, filename) if is_learnt else None
             if is_learnt:
-                self._keep_rows(staged.path, filename, staged.digest)
+                self._rows.keep(staged.path, filename, staged.digest)
             file = File(
                 tenant=tenant,
                 id=names.new_id("file"),
@@ -212,6 +217,7 @@ class FileApp:
         for digest in self._files.unused_digests():
             self._remove_if_unused(digest)
         self._bytes.sweep(UPLOAD_GRACE.total_seconds())
+        self._rows.sweep(UPLOAD_GRACE.total_seconds())
 
     def _remove_if_unused(self, digest: str) -> None:
         self._files.remove_bytes(digest, lambda: self._bytes.remove(digest))

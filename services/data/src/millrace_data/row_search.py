@@ -9,6 +9,8 @@ from millrace_data.row_index import open_index
 from millrace_data.row_keeping import NotIndexed, RowKeeper
 from millrace_data.row_store import LearntFrom, RowStore
 from millrace_examples.rows import Unreadable
+from millrace_runtime.content import ContentStore
+from millrace_runtime.database import Database
 from millrace_runtime.errors import FailedPrecondition, InvalidArgument
 
 MAXIMUM_ROWS = 100_000
@@ -114,3 +116,12 @@ class RowSearch:
             raise InvalidArgument(
                 f"{file.filename}: {error}", reason="INVALID_FILE", field="file"
             ) from error
+
+
+def rows_of(
+    database: Database, content: ContentStore, stored: Bytes
+) -> tuple[RowKeeper, RowSearch]:
+    """What keeps indexes, and what looks into them."""
+    store = RowStore(database)
+    keeper = RowKeeper(store, content)
+    return keeper, RowSearch(store, keeper, stored)

@@ -19,6 +19,7 @@ from millrace_gateway.limits import Limiter, Reservation, estimated_tokens, prom
 from millrace_gateway.mirror import Asked, Mirror
 from millrace_gateway.placement import Guest, Place, Placement
 from millrace_gateway.route import Choice, Route, Target
+from millrace_gateway.traffic import RecentTraffic
 from millrace_gateway.triton import Delta, Engine, EngineFailed, EngineRequest
 from millrace_runtime import telemetry
 from millrace_runtime.errors import MillraceError, Unavailable
@@ -174,15 +175,12 @@ class Generator:
     """Starts completions: those that their key's limits and the entrance let in."""
 
     def __init__(
-        self,
-        placement: Placement,
-        engine: Engine,
-        limiter: Limiter,
-        maximum_mirrored: int = 8,
+        self, placement: Placement, engine: Engine, limiter: Limiter, maximum_mirrored: int = 8
     ) -> None:
         self.routes = placement.routes
         self.limiter = limiter
         self.answers = AnswerCounts()
+        self.traffic = RecentTraffic()
         self.placement = placement
         self._engine = engine
         self.mirror = Mirror(engine, placement.entrance, self.answers, maximum_mirrored)
@@ -334,6 +332,7 @@ class Generator:
         if outcome == "ok":
             _FIRST_TOKEN.labels(model).observe(generation.first_token_seconds)
             self.answers.answered(tenant, model, version, _answer(generation))
+            self.traffic.add(tenant, model, generation.prompt_tokens, generation.completion_tokens)
         elif outcome == "failed":
             self.answers.failed(tenant, model, version)
 

@@ -20,9 +20,10 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_status import rpc_status
 
 from millrace.compressor.v1 import service_pb2 as compressor_pb2
-from millrace.data.v1 import prompts_pb2, uploads_pb2
+from millrace.data.v1 import prompts_pb2, rows_pb2, uploads_pb2
 from millrace.data.v1 import service_pb2 as data_pb2
 from millrace.gateway.v1 import service_pb2 as gateway_pb2
+from millrace.registry.v1 import recalls_pb2
 from millrace.registry.v1 import service_pb2 as registry_pb2
 from millrace.trainer.v1 import service_pb2 as trainer_pb2
 from millrace.tuner.v1 import service_pb2 as tuner_pb2
@@ -41,10 +42,12 @@ _MODULES = (
     ("data", data_pb2),
     ("data", uploads_pb2),
     ("data", prompts_pb2),
+    ("data", rows_pb2),
     ("trainer", trainer_pb2),
     ("tuner", tuner_pb2),
     ("compressor", compressor_pb2),
     ("registry", registry_pb2),
+    ("registry", recalls_pb2),
 )
 _INTERNAL = frozenset(("WatchRoutes", "ReportAnswers", "HoldVersion", "MatchDeployments"))
 _KEY_SERVICE = "millrace.gateway.v1.KeyService"

@@ -46,6 +46,7 @@ from millrace_gateway.rest_server import RestServer
 from millrace_gateway.route import RouteTable
 from millrace_gateway.settings import GatewaySettings
 from millrace_gateway.tokenizer import Tokenizers
+from millrace_gateway.tracking import Tracking
 from millrace_gateway.triton_engine import TritonEngine
 from millrace_gateway.webhooks.service import WebhookService
 from millrace_gateway.wishes import Wishes
@@ -95,14 +96,13 @@ async def serve(
     generator = Generator(placement, engine, limiter, settings.maximum_mirrored)
     tensors = TritonInference(settings.generation_seconds, settings.engine_silence_seconds)
     content = ContentStore(settings.data_root, settings.scratch_directory / "cache")
-    inference = Inference(placement, tensors, generator.answers, limiter)
     batches = BatchService(settings, batch_store, relay.ring)
     gateway = Gateway(
         upstream=services,
         keys=keys,
         key_ring=key_ring,
         generator=generator,
-        inference=inference,
+        inference=Inference(placement, tensors, generator.answers, limiter),
         tokenizers=Tokenizers(content, services.registry.ResolveVersion),
         history=history,
         letters=letters,
@@ -110,6 +110,8 @@ async def serve(
         webhooks=webhooks.app,
         permissions=permissions,
         prompts=PromptVersions(services.prompts.GetPromptVersion),
+        tracking=Tracking(settings.mlflow_tracking_uri),
+        content=content,
         is_ready=is_ready,
         measure=webhooks.measured(batches.measured(relay.measure)),
         maximum_body_bytes=settings.maximum_body_bytes,
@@ -134,8 +136,7 @@ async def serve(
     rest = RestServer(create_app(gateway, handlers), settings.http_address, settings.drain_seconds)
     rpc, state = await _start_rpc(settings, channels, gateway)
     serving = asyncio.create_task(rest.serve(inherited(settings)))
-    LOG.info("gateway answers REST at %s", settings.http_address)
-    LOG.info("gateway answers gRPC at %s", settings.grpc_address)
+    LOG.info("REST is answered at %s, gRPC at %s", settings.http_address, settings.grpc_address)
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait((stopping, serving), return_when=asyncio.FIRST_COMPLETED)
     LOG.info("gateway drains")

@@ -152,6 +152,9 @@ class GatewaySettings(ServiceSettings):
     webhook_retention_days: float = Field(
         30.0, gt=0, le=36_500, description="days for which what was posted is listed"
     )
+    mlflow_tracking_uri: str | None = Field(
+        None, description="MLflow server or database that runs are tracked in; unset: none"
+    )
     event_heartbeat_seconds: float = Field(
         15.0, gt=0, description="silence on an event stream after which a comment is sent"
     )

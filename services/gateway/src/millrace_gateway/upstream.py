@@ -19,8 +19,10 @@ from opentelemetry.instrumentation.grpc import aio_client_interceptors
 
 from millrace.compressor.v1.service_pb2_grpc import CompressorServiceStub
 from millrace.data.v1.prompts_pb2_grpc import PromptServiceStub
+from millrace.data.v1.rows_pb2_grpc import RowServiceStub
 from millrace.data.v1.service_pb2_grpc import DataServiceStub
 from millrace.data.v1.uploads_pb2_grpc import UploadServiceStub
+from millrace.registry.v1.recalls_pb2_grpc import RecallServiceStub
 from millrace.registry.v1.service_pb2_grpc import RegistryServiceStub
 from millrace.trainer.v1.service_pb2_grpc import TrainerServiceStub
 from millrace.tuner.v1.graders_pb2_grpc import GraderServiceStub
@@ -33,8 +35,10 @@ from millrace_runtime.rich_status import from_rpc_error
 if TYPE_CHECKING:
     from millrace.compressor.v1.service_pb2_grpc import CompressorServiceAsyncStub
     from millrace.data.v1.prompts_pb2_grpc import PromptServiceAsyncStub
+    from millrace.data.v1.rows_pb2_grpc import RowServiceAsyncStub
     from millrace.data.v1.service_pb2_grpc import DataServiceAsyncStub
     from millrace.data.v1.uploads_pb2_grpc import UploadServiceAsyncStub
+    from millrace.registry.v1.recalls_pb2_grpc import RecallServiceAsyncStub
     from millrace.registry.v1.service_pb2_grpc import RegistryServiceAsyncStub
     from millrace.trainer.v1.service_pb2_grpc import TrainerServiceAsyncStub
     from millrace.tuner.v1.graders_pb2_grpc import GraderServiceAsyncStub
@@ -43,8 +47,14 @@ if TYPE_CHECKING:
 STAGES = ("data", "trainer", "tuner", "compressor", "registry")
 DEADLINE_SECONDS = 10.0
 TRANSFER_DEADLINE_SECONDS = 600.0
-# Reads and writes all of a file before it answers.
-_COMPLETE_UPLOAD = "/millrace.data.v1.UploadService/CompleteUpload"
+_LONG = frozenset(
+    (
+        # Reads and writes all of a file before it answers.
+        "/millrace.data.v1.UploadService/CompleteUpload",
+        # Looks into an index of each dataset, and of files of before makes one.
+        "/millrace.data.v1.RowService/FindRows",
+    )
+)
 _OPTIONS: Sequence[tuple[str, Any]] = (
     *channel.OPTIONS,
     ("grpc.max_receive_message_length", 16 * 2**20),
@@ -55,16 +65,18 @@ _Response = TypeVar("_Response")
 
 @dataclass(frozen=True)
 class Upstream:
-    """A stub for each service; data has three, the tuner two."""
+    """A stub for each service; data has four, the tuner and the registry two."""
 
     data: "DataServiceAsyncStub"
     uploads: "UploadServiceAsyncStub"
     prompts: "PromptServiceAsyncStub"
+    rows: "RowServiceAsyncStub"
     trainer: "TrainerServiceAsyncStub"
     tuner: "TunerServiceAsyncStub"
     graders: "GraderServiceAsyncStub"
     compressor: "CompressorServiceAsyncStub"
     registry: "RegistryServiceAsyncStub"
+    recalls: "RecallServiceAsyncStub"
 
 
 def stubs(channels: Mapping[str, grpc.aio.Channel]) -> Upstream:
@@ -73,11 +85,13 @@ def stubs(channels: Mapping[str, grpc.aio.Channel]) -> Upstream:
         data=DataServiceStub(channels["data"]),
         uploads=UploadServiceStub(channels["data"]),
         prompts=PromptServiceStub(channels["data"]),
+        rows=RowServiceStub(channels["data"]),
         trainer=TrainerServiceStub(channels["trainer"]),
         tuner=TunerServiceStub(channels["tuner"]),
         graders=GraderServiceStub(channels["tuner"]),
         compressor=CompressorServiceStub(channels["compressor"]),
         registry=RegistryServiceStub(channels["registry"]),
+        recalls=RecallServiceStub(channels["registry"]),
     )
 
 
@@ -207,8 +221,8 @@ class _Token:
 # grpc.aio files an interceptor under the first kind that it is an instance of: one class each.
 class _UnaryUnary(_Token, grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]
     async def intercept_unary_unary(self, proceed: Any, details: Any, request: Any) -> Any:
-        is_long = details.method in (_COMPLETE_UPLOAD, _COMPLETE_UPLOAD.encode())
-        deadline = TRANSFER_DEADLINE_SECONDS if is_long else DEADLINE_SECONDS
+        name = details.method.decode() if isinstance(details.method, bytes) else details.method
+        deadline = TRANSFER_DEADLINE_SECONDS if name in _LONG else DEADLINE_SECONDS
         return await proceed(_completed(details, self._token, deadline), request)
 
 

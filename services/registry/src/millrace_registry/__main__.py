@@ -11,6 +11,9 @@ from millrace_registry.domain import HoldRule
 from millrace_registry.events import FactRecorder, subscriptions
 from millrace_registry.lineage_store import Lineage
 from millrace_registry.provenance import provenance_of
+from millrace_registry.recall_api import RECALL_SERVICE_NAME, RecallServicer
+from millrace_registry.recall_app import RecallApp
+from millrace_registry.recall_store import Recalls, WatchedLineage
 from millrace_registry.schema import OUTBOX
 from millrace_registry.settings import RegistrySettings
 from millrace_registry.store import Catalogue
@@ -40,9 +43,11 @@ def build(settings: RegistrySettings) -> Service:
     control, controller = control_of(settings, database, record, content, provenance, relay.ring)
     loop = ControlLoop(controller, control, settings.control_seconds)
     catalogue = Catalogue(database, record)
+    recalls = Recalls(database, record)
+    recall_app = RecallApp(recalls, ring=relay.ring, ring_controller=loop.ring)
     app = RegistryApp(
         catalogue,
-        Lineage(database),
+        WatchedLineage(Lineage(database), recalls, relay.ring),
         content,
         ring=relay.ring,
         ring_controller=loop.ring,
@@ -51,14 +56,15 @@ def build(settings: RegistrySettings) -> Service:
         hold_rule=HoldRule(settings.held_versions, timedelta(seconds=settings.hold_seconds)),
     )
     tuner = ServingTuner(endpoint_of(settings), app, content, loop.draining)
+    servicer = RegistryServicer(app, control, loop.draining, tuner)
     return Service(
         name="registry",
         settings=settings,
         database=database,
         relay=relay,
         consumer=Consumer("registry", subscriptions(app)),
-        rpc_services=(SERVICE_NAME,),
-        register=RegistryServicer(app, control, loop.draining, tuner).register,
+        rpc_services=(SERVICE_NAME, RECALL_SERVICE_NAME),
+        register=RecallServicer(recall_app, servicer).register,
         workers=[loop],
         reconcile=ArtifactReconciler.at(settings.compressor_address, token, catalogue, app),
     )

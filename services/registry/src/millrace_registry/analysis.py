@@ -17,16 +17,27 @@ waited for.
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 
 from millrace_registry import sequential
 from millrace_registry.evidence import LATENCY_BOUNDS, Answers, Evidence, Latencies
+from millrace_registry.strategies import Analysis, Stage
 
 _SIGNALS = 5
 # Evidence that is no alarm, but not waved through either; of as good a version it is seen by
 # each signal in one rollout of twenty at most.
 _SUSPICIOUS = math.log(20)
+# The fields of a deployment's ``Analysis``.
+_FIELDS = {
+    "false_alarm_rate": "false_alarm_rate",
+    "maximum_latency_increase": "max_latency_increase",
+    "maximum_cut_increase": "max_cut_increase",
+    "maximum_score_decrease": "max_quality_loss",
+    "minimum_pairs": "minimum_pairs",
+    "minimum_timed_answers": "minimum_latencies",
+}
+_ROOM = 10.0
 _BIN = math.log(LATENCY_BOUNDS[1] / LATENCY_BOUNDS[0])
 
 
@@ -64,6 +75,19 @@ class AnalysisPolicy:
     max_quality_loss: float = 0.05
     quality_bound: float = 0.5
     unscored_limit: int = 2
+
+
+def policy_of(said: Analysis, stage: Stage) -> AnalysisPolicy:
+    """What a deployment, and a step of its strategy, ask for; what they do not say is as above."""
+    given = {_FIELDS[name]: value for name, value in asdict(said).items() if value is not None}
+    policy = AnalysisPolicy(
+        minimum_answers=stage.minimum_requests,
+        max_error_rate_increase=stage.maximum_error_rate_increase,
+        **given,
+    )
+    # Next to the margin there must be room for what is beyond it.
+    bound = max(policy.quality_bound, _ROOM * policy.max_quality_loss)
+    return replace(policy, quality_bound=bound)
 
 
 @dataclass(frozen=True)

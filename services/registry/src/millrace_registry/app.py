@@ -21,6 +21,7 @@ from millrace_registry.domain import (
     utc_now,
 )
 from millrace_registry.engine import HERE, unserved_reason
+from millrace_registry.memory import held_claim, room_for_held
 from millrace_registry.provenance import DAMAGED, Provenance, damage_of
 from millrace_registry.rollout_app import RolloutApp
 from millrace_registry.strategy_rules import require_rising_steps
@@ -262,7 +263,7 @@ class RegistryApp(RolloutApp):
         Raises:
             NotFound
             FailedPrecondition: it was reversed or quarantined.
-            ResourceExhausted: as many of the model as may be are in use.
+            ResourceExhausted: as many of the model as may be are in use, or there is no memory.
         """
         version = self.version(tenant, model, number)
         if not version.may_be_held:
@@ -271,6 +272,12 @@ class RegistryApp(RolloutApp):
                 reason="VERSION_STATE",
             )
         self.model(tenant, model)
+        if no_room := self._no_room(version):
+            raise ResourceExhausted(
+                f"version {number} of model {model!r} cannot be loaded now: {no_room} "
+                "(MILLRACE_REGISTRY_MEMORY_BUDGET_BYTES); try again when there is more",
+                reason="MEMORY_BUDGET",
+            )
         expire_time = self._catalogue.hold(version, self._hold_rule)
         if expire_time is None:
             raise ResourceExhausted(
@@ -280,6 +287,17 @@ class RegistryApp(RolloutApp):
             )
         self._ring_controller()
         return expire_time
+
+    def _no_room(self, version: Version) -> str:
+        """Why no endpoint has memory for a version; empty: one has, or none has said anything."""
+        memories = self._catalogue.memories()
+        deployment = self._catalogue.ensure_deployment(version.tenant, version.model)
+        if not memories or deployment is None:
+            return ""
+        in_use_since = self._now() + self._hold_rule.duration - self._hold_rule.busy
+        claim = held_claim(version, deployment.serving)
+        found = [room_for_held(each, claim, in_use_since.timestamp()) for each in memories]
+        return "" if "" in found else found[0]
 
     def quarantine(self, tenant: str, model: str, number: int, reason: str) -> Version:
         """Take a version out of service for good.

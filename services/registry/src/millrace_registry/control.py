@@ -20,7 +20,6 @@ from millrace_registry.control_store import ControlStore, Desired
 from millrace_registry.domain import (
     Rollout,
     RolloutState,
-    Route,
     Version,
     VersionState,
     triton_model_name,
@@ -29,8 +28,9 @@ from millrace_registry.domain import (
 from millrace_registry.guarded import GuardedRepository, GuardedTriton, ModelControl
 from millrace_registry.health import Asked, Health
 from millrace_registry.provenance import DAMAGED, Provenance, damage_of
+from millrace_registry.published import publish_routes
 from millrace_registry.repository import ModelRepository, read_interface
-from millrace_registry.routing import route_of_model
+from millrace_registry.room import Room
 from millrace_registry.scoring import AtOnce
 from millrace_registry.strategies import Stage
 from millrace_registry.taking_out import take_out
@@ -44,8 +44,8 @@ LOG = logging.getLogger(__name__)
 
 QUESTIONS = ("import os\n", "def main(", "class Error(Exception):\n", "Hello")
 _CHECK_SECONDS = 5.0
-_RETRY_SECONDS = 3.0
-_REPAIR_SECONDS = 1.0
+_RETRY_SECONDS, _REPAIR_SECONDS = 3.0, 1.0
+_SUPPLY_SECONDS = 0.5  # of a look, with questions to one rollout's versions
 _FAILED_CHECKS = 3
 _TRAFFIC_KEPT = timedelta(days=1)
 _TIDY_SECONDS = 3600.0
@@ -64,11 +64,11 @@ class Controller:
         repository: ModelRepository,
         content: ContentStore,
         *,
-        endpoint: str,
         life: str,
         drain: timedelta,
         ring: Callable[[], None],
         scoring: Executor | None = None,
+        room: Room | None = None,
         provenance: Provenance | None = None,
         now: Callable[[], datetime] = utc_now,
         monotonic: Callable[[], float] = time.monotonic,
@@ -78,7 +78,6 @@ class Controller:
         self._repository = GuardedRepository(repository, store.require)
         self._content = content
         self._provenance = provenance or Provenance(content)
-        self._endpoint = endpoint
         self._life = life
         self._drain = drain
         self._ring = ring
@@ -86,8 +85,8 @@ class Controller:
         self._monotonic = monotonic
         self._health: dict[Key, Health] = {}
         self._asked = Asked()
-        asking = scoring or AtOnce()
-        self._collector = Collector(store.evidence, self._triton, content, asking)
+        self._room = room or Room()
+        self._collector = Collector(store.evidence, self._triton, content, scoring or AtOnce())
         self.stop = self._collector.stop
         self._watched_since: datetime | None = None
         self._looked_until: datetime | None = None
@@ -116,6 +115,7 @@ class Controller:
         self._watched_since = self._watched_since or self._now()
         self._forget_what_is_gone(index)
         present = self._desired()
+        self._room.share_out(self._store, present, index)
         advanced = [self._advance(each, found) for each in present for found in each.rollouts]
         wanted = self._desired()
         if any(advanced) and self._knows_who_answers:
@@ -175,6 +175,8 @@ class Controller:
         action = rules.next_action(found, desired.deployment.strategy, observed)
         if isinstance(action, rules.Wait):
             self._show(found, observed, seen.since(found.before))
+            if found.state == RolloutState.PENDING and observed.no_room:
+                self._explain(found, f"waits for memory: {observed.no_room}")
             return False
         LOG.info("%s@%d: %s", found.model, found.to_version, action)
         with telemetry.span(
@@ -215,6 +217,7 @@ class Controller:
         gone = found.state.is_active and (
             version is None or version.state == VersionState.QUARANTINED
         )
+        no_place = self._room.has_no_place(found) if found.state.is_active else ""
         return rules.Observed(
             now=self._now(),
             newer_waits=any(
@@ -223,12 +226,14 @@ class Controller:
             ),
             another_active=any(other.state.is_active for other in others),
             is_ready=bool(health.answered_at),
-            load_error="it was quarantined" if gone else health.error,
+            load_error="it was quarantined" if gone else health.error or no_place,
+            no_room=self._room.missing(found),
             mismatch=self._collector.mismatch(found, version) if health.answered_at else "",
             new=seen.new,
             old=seen.old,
             watched_since=self._watched_since,
             evidence=self._collector.evidence(found, seen.since(found.before)),
+            analysis=desired.deployment.analysis,
             alone=desired.model.serving_version == 0,
             serves=desired.model.serving_version == found.to_version,
             old_is_gone=not any(
@@ -280,6 +285,8 @@ class Controller:
         health = self._health.get((_name(desired), version.number), Health())
         if health.error and loaded is not None and loaded.state == "READY":
             return False  # Triton says READY of an engine that was killed; it must go first
+        if (loaded is None or loaded.state != "READY") and not self._room.admits(version):
+            return False
         return not health.error or health.retry_at <= self._monotonic()
 
     def _prepare(self, name: str, version: Version) -> bool:
@@ -306,9 +313,14 @@ class Controller:
         self._watched_since = self._now()  # until now, silence said nothing of any version
         reason = f"{storage.reason_of(error) or storage.ERROR}: waiting for the disk: {error}"
         for found in desired.rollouts:
-            if found.state == RolloutState.LOADING and found.reason != reason:
-                with contextlib.suppress(RolloutChanged):
-                    self._store.explain(found, reason)
+            if found.state == RolloutState.LOADING:
+                self._explain(found, reason)
+
+    def _explain(self, found: Rollout, reason: str) -> None:
+        """Have users see why a rollout waits."""
+        if found.reason != reason:
+            with contextlib.suppress(RolloutChanged):
+                self._store.explain(found, reason)
 
     def _load(self, name: str, missing: Sequence[Version]) -> None:
         try:
@@ -330,7 +342,6 @@ class Controller:
     def _check(self, desired: Desired, index: Mapping[Key, Loaded]) -> None:
         """Ask the versions that are loaded, those that are judged more often."""
         name = _name(desired)
-        judged = [r for r in desired.rollouts if r.state.is_judged]
         for version in desired.versions:
             loaded = index.get((name, version.number))
             if loaded is None or loaded.state != "READY":
@@ -341,9 +352,9 @@ class Controller:
             is_due = self._monotonic() - health.answered_at >= _CHECK_SECONDS
             if not health.answered_at or is_due:
                 self._ask(name, version, health)
-        for found in judged:
-            self._supply_traffic(desired, found)
         for found in desired.rollouts:
+            if found.state.is_judged:
+                self._supply_traffic(desired, found)
             self._collector.ask(found, name, desired.versions, self._health)
 
     def _supply_traffic(self, desired: Desired, found: Rollout) -> None:
@@ -353,11 +364,12 @@ class Controller:
             return
         observed = self._observe(desired, found, self._seen(found))
         new, old = rules.questions_missing(found, stage, observed)
+        until = self._monotonic() + _SUPPLY_SECONDS  # what is slow, or silent, holds up all else
         for turn in range(max(new, old)):
             for version in desired.versions:
                 missing = {found.to_version: new, found.from_version: old}.get(version.number, 0)
                 health = self._health.setdefault((_name(desired), version.number), Health())
-                if turn < missing and not health.error:  # a silent engine costs a time-out
+                if turn < missing and not health.error and self._monotonic() < until:
                     self._ask(_name(desired), version, health)
 
     def _ask(self, name: str, version: Version, health: Health) -> None:
@@ -379,20 +391,8 @@ class Controller:
             health.retry_at = self._monotonic() + _REPAIR_SECONDS
 
     def _write_routes(self, wanted: Sequence[Desired]) -> None:
-        self._store.write_routes([self._route(desired) for desired in wanted])
-
-    def _route(self, desired: Desired) -> Route:
-        name = _name(desired)
-        answering = {n for (model, n), h in self._health.items() if model == name and h.answered_at}
-        return route_of_model(
-            desired.model,
-            desired.rollouts,
-            desired.versions,
-            held=desired.held,
-            steps=self._store.steps(desired.model),
-            queue_policy=desired.deployment.serving.queue_policy,
-            answering=answering,
-            endpoint=self._endpoint,
+        publish_routes(
+            self._store, wanted, {key for key, h in self._health.items() if h.answered_at}
         )
 
 

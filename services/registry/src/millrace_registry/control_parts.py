@@ -4,11 +4,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
+from millrace_registry import machine_memory
 from millrace_registry.control import Controller
 from millrace_registry.control_store import ControlStore
 from millrace_registry.events import FactRecorder
 from millrace_registry.provenance import Provenance
 from millrace_registry.repository import ModelRepository
+from millrace_registry.room import Room
 from millrace_registry.settings import RegistrySettings
 from millrace_registry.triton import Triton
 from millrace_registry.triton_config import EngineSettings
@@ -58,11 +60,17 @@ def control_of(
         Triton(endpoint, secret(settings.triton_control_key)),
         ModelRepository(settings.triton_model_repository, engine),
         content,
-        endpoint=endpoint,
         life=names.new_id("controller"),
         drain=timedelta(seconds=settings.drain_seconds_of_versions),
         ring=ring,
         scoring=ThreadPoolExecutor(_QUESTIONS_AT_ONCE, thread_name_prefix="golden"),
         provenance=provenance,
+        room=_room_of(settings, engine),
     )
     return control, controller
+
+
+def _room_of(settings: RegistrySettings, engine: EngineSettings) -> Room:
+    budget = settings.memory_budget_bytes or machine_memory.default_budget_bytes()
+    repository = settings.triton_model_repository
+    return Room(budget, engine, observe=lambda: machine_memory.engine_bytes(repository))

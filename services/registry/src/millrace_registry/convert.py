@@ -32,7 +32,7 @@ from millrace_registry.domain import (
     VersionState,
     utc_now,
 )
-from millrace_registry.strategies import Stage
+from millrace_registry.strategies import Analysis, Stage
 from millrace_registry.strategy_convert import strategy_from_proto, strategy_to_proto
 from millrace_registry.traffic import Comparison, Traffic
 from millrace_registry.traffic_store import Compared
@@ -134,6 +134,7 @@ def deployment_from_proto(message: pb.Deployment, tenant: str, id: str) -> Deplo
         strategy=strategy_from_proto(message.strategy) or default.strategy,
         serving=_serving_from_proto(message.serving),
         recipe=document_of(message.recipe),
+        analysis=Analysis(**{field.name: value for field, value in message.analysis.ListFields()}),
     )
 
 
@@ -195,6 +196,7 @@ def deployment_to_proto(deployment: Deployment) -> pb.Deployment:
         strategy=strategy_to_proto(deployment.strategy),
         serving=serving_to_proto(deployment.serving),
         recipe=_parsed(deployment.recipe, compressor_pb2.Recipe()),
+        analysis=pb.Analysis(**asdict(deployment.analysis)),
         etag=str(deployment.revision),
         create_time=timestamp(deployment.create_time),
         update_time=timestamp(deployment.update_time),

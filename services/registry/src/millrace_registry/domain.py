@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from millrace_registry.strategies import Canary, Stage, Strategy
+from millrace_registry.strategies import Analysis, Canary, Stage, Strategy
 from millrace_registry.traffic import Comparison, Seen, Traffic
 
 CHAMPION = "champion"
@@ -157,6 +157,7 @@ class Deployment:
     strategy: Strategy = field(default_factory=Canary)
     serving: Serving = Serving()
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    analysis: Analysis = field(default_factory=Analysis)
     revision: int = 1
 
     @property

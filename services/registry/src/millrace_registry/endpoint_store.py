@@ -2,36 +2,25 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, select, update
 
 from millrace_registry.domain import RolloutState, Version
-from millrace_registry.memory import Claim, Rank
+from millrace_registry.memory import Claim, Key, Memory, Rank
 from millrace_registry.rows import version_of
 from millrace_registry.schema import ENDPOINTS, HOLDS, ROLLOUTS, VERSIONS
 from millrace_registry.upsert import insert
 from millrace_runtime.database import Database
 
 # As long as a registry may be away before the routes lead past the endpoint that it alone sees to.
-_AWAY = timedelta(minutes=5)
-_SAID_AGAIN = timedelta(seconds=30)
+_AWAY = timedelta(seconds=60)
+_SAID_AGAIN = timedelta(seconds=10)
 
-Key = tuple[str, int]  # (model's name on Triton, version)
 VersionKey = tuple[str, str, int]  # (tenant, model, version)
 Answering = Mapping[Key, Sequence[str]]
 """The endpoints on which each version answers."""
-
-
-@dataclass(frozen=True)
-class Memory:
-    """The memory of one endpoint: what it is to be at most, and what versions claim of it."""
-
-    endpoint: str
-    budget_bytes: int
-    claims: Collection[Claim] = field(default_factory=tuple)
 
 
 class EndpointStore:
@@ -117,9 +106,7 @@ def memories(connection: Connection, now: datetime) -> Sequence[Memory]:
     """The memory of every endpoint that was heard of lately."""
     lately = select(ENDPOINTS).where(ENDPOINTS.c.update_time >= now - _AWAY)
     return [
-        Memory(
-            row.id, row.memory["budget_bytes"], tuple(_claim(c) for c in row.memory["claims"])
-        )
+        Memory(row.id, row.memory["budget_bytes"], tuple(_claim(c) for c in row.memory["claims"]))
         for row in connection.execute(lately)
         if row.memory
     ]

@@ -16,6 +16,13 @@ from millrace_runtime.bus import PoisonFact, Subscription
 from millrace_runtime.cloudevent import Event
 from millrace_runtime.outbox import Outbox
 
+_KINDS = {
+    "versions": "version",
+    "files": "file",
+    "datasets": "dataset",
+    "compressions": "compression",
+}
+
 
 class FactRecorder:
     """Puts facts into the outbox, in the transaction of the state that they follow from."""
@@ -72,15 +79,16 @@ class Facts:
     def job_started(self, event: Event) -> None:
         fact = event.message
         assert isinstance(fact, tuner_events.JobStarted)
-        nodes = [LineageNode(fact.base_version, "version"), LineageNode(fact.job, "job")]
+        nodes = [named(fact.base_version), LineageNode(fact.job, "job")]
         self._app.learn(nodes, [LineageEdge(fact.base_version, fact.job)])
 
     def tuned(self, event: Event) -> None:
         fact = event.message
         assert isinstance(fact, tuner_events.CheckpointFinished)
         nodes = [
-            LineageNode(fact.base_version, "version"),
-            LineageNode(fact.training_file, "file", fact.training_file_digest),
+            named(fact.base_version),
+            # Of a directory the digest is that of the member that was read, and not its own.
+            named(fact.training_file, fact.training_file_digest),
             LineageNode(fact.job, "job"),
             LineageNode(fact.checkpoint, "checkpoint", fact.content.digest),
         ]
@@ -113,6 +121,15 @@ class Facts:
             compress_start_time=convert.moment_of(fact, "start_time"),
             compress_finish_time=convert.moment_of(fact, "finish_time"),
         )
+
+
+def named(name: str, file_digest: str = "") -> LineageNode:
+    """What a job was given: a version or a file; else a dataset, or what a compression has pruned.
+
+    ``file_digest`` is that of a file alone.
+    """
+    kind = _KINDS[name.rsplit("/", 2)[-2]]
+    return LineageNode(name, kind, file_digest if kind == "file" else "")
 
 
 def base_model_of(model: str) -> str:

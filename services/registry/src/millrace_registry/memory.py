@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from millrace_registry.domain import Serving
+from millrace_registry.domain import Serving, Version, triton_model_name
 from millrace_registry.triton_config import EngineSettings
 
 Key = tuple[str, int]  # (model's name on Triton, version)
@@ -54,6 +54,20 @@ class Claim:
         """It serves, or requests may go to it now: it is not taken out for others."""
         return self.rank == Rank.SERVING or (self.rank == Rank.ROLLING_OUT and self.is_loaded)
 
+    @property
+    def makes_room(self) -> bool:
+        """It was held until now, and has no place any more."""
+        return self.rank == Rank.HELD or (self.rank == Rank.PENDING and self.is_loaded)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The memory of one endpoint: what it is to be at most, and what versions claim of it."""
+
+    endpoint: str
+    budget_bytes: int
+    claims: Sequence[Claim] = ()
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -63,7 +77,8 @@ class Plan:
         admitted: may be loaded, or stay so.
         waiting: have a place as soon as others have left; why not yet.
         refused: have none; why.
-        evicted: of those, the held ones, whose hold is to end; asked for longest ago first.
+        evicted: of those, the ones that were held: their hold is to end. The one that was asked
+            for longest ago is the first.
         planned_bytes: of what is loaded, or may be loaded now.
         pinned_bytes: of what is loaded whatever the budget is.
     """
@@ -91,10 +106,32 @@ def plan(claims: Sequence[Claim], budget_bytes: int) -> Plan:
         admitted=frozenset(admitted),
         waiting=waiting,
         refused={claim.key: reason for claim, reason in refused.items()},
-        evicted=tuple(claim.key for claim in reversed(refused) if claim.rank == Rank.HELD),
+        evicted=tuple(claim.key for claim in reversed(list(refused)) if claim.makes_room),
         planned_bytes=planned,
         pinned_bytes=sum(claim.need_bytes for claim in claims if claim.is_pinned),
     )
+
+
+def held_claim(version: Version, serving: Serving) -> Claim:
+    """Of a version that somebody asks for by name."""
+    key = (triton_model_name(version.tenant, version.model), version.number)
+    need = need_bytes(version.artifact.size_bytes, EngineSettings(), serving)
+    return Claim(key, Rank.HELD, need)
+
+
+def room_for_held(memory: Memory, claim: Claim, in_use_since: float) -> str:
+    """Why a version that somebody asks for by name cannot be loaded; empty: it can.
+
+    Held versions make room for it, but for those that were asked for after ``in_use_since``.
+    """
+    if any(c.key == claim.key and c.is_loaded and c.rank != Rank.LEAVING for c in memory.claims):
+        return ""  # it has its place
+    others = [c for c in memory.claims if c.key != claim.key and c.rank != Rank.LEAVING]
+    in_use = [c for c in others if c.rank != Rank.HELD or c.asked > in_use_since]
+    used = sum(c.need_bytes for c in in_use)
+    if used + claim.need_bytes <= memory.budget_bytes:
+        return ""
+    return _too_little(claim.need_bytes, used, memory.budget_bytes, "are in use")
 
 
 def need_bytes(artifact_bytes: int, settings: EngineSettings, serving: Serving) -> int:
@@ -126,10 +163,8 @@ def _place(
             placed.append(claim)
             used += claim.need_bytes
         else:
-            refused[claim] = (
-                f"it needs {shown(claim.need_bytes)} of memory, and {shown(used)} of the "
-                f"endpoint's {shown(budget_bytes)} are for what serves or comes before it"
-            )
+            why = "are for what serves or comes before it"
+            refused[claim] = _too_little(claim.need_bytes, used, budget_bytes, why)
     return placed, refused
 
 
@@ -155,6 +190,13 @@ def _admit(
                 "the endpoint has ended its answers"
             )
     return admitted, waiting, occupied
+
+
+def _too_little(need_bytes: int, used_bytes: int, budget_bytes: int, why: str) -> str:
+    return (
+        f"it needs {shown(need_bytes)} of memory, and {shown(used_bytes)} of the endpoint's "
+        f"{shown(budget_bytes)} {why}"
+    )
 
 
 def _turn(claim: Claim) -> tuple[bool, Rank, float]:

@@ -4,7 +4,8 @@ from collections.abc import Collection, Sequence
 
 from millrace_registry.control_store import ControlStore, Desired
 from millrace_registry.domain import Route, triton_model_name
-from millrace_registry.endpoint_store import Answering, Key
+from millrace_registry.endpoint_store import Answering
+from millrace_registry.memory import Key
 from millrace_registry.routing import route_of_model
 
 

@@ -81,14 +81,10 @@ class Effects:
         assert present is not None, "versions are never removed"
         if successor:
             retired, why = VersionState.RETIRED, self.recall.why
-            set_version_state(
-                self.connection, key, retired, state_reason=why, retire_time=self.now
-            )
+            set_version_state(self.connection, key, retired, state_reason=why, retire_time=self.now)
             serve_instead(self.connection, version, successor)
         elif not present.state_reason:  # of one that was reversed or failed it says so already
-            set_version_state(
-                self.connection, key, present.state, state_reason=self.recall.why
-            )
+            set_version_state(self.connection, key, present.state, state_reason=self.recall.why)
         self._say_recalled(version, successor)
         return _met(version, live, Outcome.ROLLED_BACK, successor)
 

@@ -9,16 +9,17 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from millrace_registry.analysis import (
-    AnalysisPolicy,
     Judgement,
     Verdict,
     are_prompts_missing,
     judge,
     judge_quality,
+    policy_of,
 )
 from millrace_registry.domain import Rollout, RolloutState
 from millrace_registry.evidence import Evidence
 from millrace_registry.strategies import (
+    Analysis,
     BlueGreen,
     Canary,
     Immediate,
@@ -35,6 +36,7 @@ LOADING_LIMIT = timedelta(seconds=180)
 SILENCE_LIMIT = timedelta(seconds=120)
 _NO_TRAFFIC = Traffic()
 _NO_EVIDENCE = Evidence()
+_AS_EVER = Analysis()
 _OF_TWO_STEPS = ("shadow", "blue_green")
 # Of as many questions as a step has to be answered: in all, and of the old version at once.
 _MOST_ROUNDS, _ROUNDS_BESIDE = 20.0, 4
@@ -49,6 +51,7 @@ class Observed:
         another_active: another rollout of the model is LOADING or CANARY.
         is_ready: the new version has answered a question on Triton.
         load_error: why it could not be loaded; empty otherwise.
+        no_room: why there is no memory for the new version now; empty: there is.
         mismatch: how what it answers differs from what its artifact said; empty otherwise.
         new, old: traffic of the new and the old version, since the gateways started.
         watched_since: since when Triton has been looked at without a break; silence from before
@@ -57,6 +60,7 @@ class Observed:
         serves: it serves already; another was quarantined, and it took that one's place.
         old_is_gone: the old version cannot be asked any more.
         evidence: what the present step is judged by.
+        analysis: how, as the deployment says.
     """
 
     now: datetime
@@ -64,6 +68,7 @@ class Observed:
     another_active: bool = False
     is_ready: bool = False
     load_error: str = ""
+    no_room: str = ""
     mismatch: str = ""
     new: Traffic = _NO_TRAFFIC
     old: Traffic = _NO_TRAFFIC
@@ -72,6 +77,7 @@ class Observed:
     serves: bool = False
     old_is_gone: bool = False
     evidence: Evidence = _NO_EVIDENCE
+    analysis: Analysis = _AS_EVER
 
 
 @dataclass(frozen=True)
@@ -174,10 +180,7 @@ def judged(rollout: Rollout, stage: Stage, observed: Observed) -> Judgement:
         new=replace(known.new, requests=new.requests, failures=new.failures),
         old=replace(known.old, requests=old.requests, failures=old.failures),
     )
-    policy = AnalysisPolicy(
-        minimum_answers=stage.minimum_requests,
-        max_error_rate_increase=stage.maximum_error_rate_increase,
-    )
+    policy = policy_of(observed.analysis, stage)
     steps = stage.steps + (stage.strategy in _OF_TWO_STEPS)
     judgement = judge(evidence, policy, steps)
     silence = _watched(rollout, observed)
@@ -213,7 +216,7 @@ def _when_pending(observed: Observed) -> Action:
         return Settle("it serves already")
     if observed.newer_waits:
         return Supersede()
-    return Wait() if observed.another_active else Load()
+    return Wait() if observed.another_active or observed.no_room else Load()
 
 
 def _when_loading(rollout: Rollout, strategy: Strategy, observed: Observed) -> Action:
@@ -238,7 +241,7 @@ def _when_ready(rollout: Rollout, strategy: Strategy, observed: Observed) -> Act
     is_compared = not observed.alone and not observed.old_is_gone
     if isinstance(first, Settle) or not is_compared:
         return first
-    judgement = judge_quality(observed.evidence, AnalysisPolicy())
+    judgement = judge_quality(observed.evidence, policy_of(observed.analysis, Stage()))
     if judgement.verdict == Verdict.BAD:
         return Reverse("; ".join(judgement.reasons))
     waited = observed.now - (rollout.ready_time or observed.now)

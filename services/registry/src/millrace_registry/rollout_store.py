@@ -26,6 +26,7 @@ from millrace_registry.transitions import (
     reverse_rollout,
     scope,
     settle_rollout,
+    stands_recalled,
 )
 from millrace_registry.upsert import insert
 from millrace_runtime import idempotency, names
@@ -78,6 +79,12 @@ def create(connection: Connection, made: Rollout, version: Version, request: Req
         return rollout_of(connection.execute(query).one())
     unended = lock_unended(connection, made.tenant, made.model)
     _require_free(version, unended)
+    if stands_recalled(connection, version):
+        raise FailedPrecondition(
+            f"version {version.number} of model {version.model!r} may not be served: it learnt "
+            f"from what was recalled ({version.state_reason})",
+            reason="VERSION_RECALLED",
+        )
     values = {**rollout_values(made), **idempotency.values(request.id, request.digest)}
     connection.execute(insert(connection, ROLLOUTS).values(**values))
     for waiting in unended:

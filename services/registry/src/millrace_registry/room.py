@@ -31,7 +31,7 @@ class Room:
         self,
         budget_bytes: int | None = None,
         engine: EngineSettings = EngineSettings(),
-        observe: Callable[[], Mapping[Key, int]] = lambda: {},
+        observe: Callable[[], Mapping[Key, int]] = dict,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._budget_bytes = budget_bytes
@@ -75,9 +75,10 @@ class Room:
         key = (triton_model_name(rollout.tenant, rollout.model), rollout.to_version)
         return "" if self._plan is None else self._plan.refused.get(key, "")
 
-    def admits(self, name: str, version: Version) -> bool:
+    def admits(self, version: Version) -> bool:
         """Whether Triton may be told to load a version now."""
-        return self._plan is None or (name, version.number) in self._plan.admitted
+        key = (triton_model_name(version.tenant, version.model), version.number)
+        return self._plan is None or key in self._plan.admitted
 
     def _observe_engines(self) -> None:
         now = self._monotonic()

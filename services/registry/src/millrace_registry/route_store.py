@@ -7,7 +7,8 @@ from datetime import datetime
 from sqlalchemy import Connection, select
 
 from millrace_registry.domain import Route
-from millrace_registry.endpoint_store import Answering, Key, say_answering
+from millrace_registry.endpoint_store import Answering, say_answering
+from millrace_registry.memory import Key
 from millrace_registry.rows import route_document, route_of
 from millrace_registry.schema import ROUTES
 from millrace_registry.upsert import insert

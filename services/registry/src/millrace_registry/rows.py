@@ -24,6 +24,7 @@ from millrace_registry.domain import (
 )
 from millrace_registry.strategies import (
     KINDS,
+    Analysis,
     Canary,
     Immediate,
     Shadow,
@@ -98,6 +99,7 @@ def deployment_values(deployment: Deployment) -> dict[str, Any]:
         "canary": _strategy_document(deployment.strategy),
         "serving": asdict(deployment.serving),
         "recipe": dict(deployment.recipe),
+        "analysis": asdict(deployment.analysis),
         "revision": deployment.revision,
         "create_time": deployment.create_time,
         "update_time": deployment.update_time,
@@ -117,6 +119,7 @@ def deployment_of(row: Row[Any]) -> Deployment:
         strategy=_strategy_of(row.canary),
         serving=_serving_of(row.serving),
         recipe=row.recipe or {},
+        analysis=Analysis(**(row.analysis or {})),
         revision=row.revision,
     )
 

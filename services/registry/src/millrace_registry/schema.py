@@ -86,6 +86,8 @@ DEPLOYMENTS = Table(
     Column("serving", JSON(none_as_null=True)),
     # null: the targets' defaults.
     Column("recipe", JSON(none_as_null=True)),
+    # null: the defaults.
+    Column("analysis", JSON(none_as_null=True)),
     Column("revision", Integer, nullable=False),
     Column("create_time", UtcDateTime, nullable=False),
     Column("update_time", UtcDateTime, nullable=False),
@@ -238,9 +240,7 @@ NODES = Table(
 )
 
 # Whoever registers versions, learns lineage or recalls, of a tenant: one at a time.
-RECALL_LOCKS = Table(
-    "recall_locks", METADATA, Column("tenant", String(63), primary_key=True)
-)
+RECALL_LOCKS = Table("recall_locks", METADATA, Column("tenant", String(63), primary_key=True))
 
 RECALLS = Table(
     "recalls",

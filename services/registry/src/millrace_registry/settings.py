@@ -36,6 +36,12 @@ class RegistrySettings(ServiceSettings):
     hold_seconds: float = Field(
         120.0, gt=10, description="how long after the last request such a version stays loaded"
     )
+    memory_budget_bytes: int = Field(
+        0,
+        ge=0,
+        description="what the versions on Triton may take of its memory; 0: 60 % of what is "
+        "available on this machine when the registry starts",
+    )
     trusted_keys: Path | None = Field(
         None,
         description="PEM file of the public key, or directory of those (*.pem), that datasets, "

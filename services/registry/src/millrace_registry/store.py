@@ -4,7 +4,7 @@ State and the fact it causes are written in one transaction. A tenant of ``-`` s
 tenant, and a model of ``-`` for every model. What the controller does is in ``control_store.py``.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, Table, delete, func, literal, select, tuple_, update
 
 from millrace.registry.v1 import events_pb2
-from millrace_registry import hold_store, rollout_store, tag_store
+from millrace_registry import endpoint_store, hold_store, recall_rows, rollout_store, tag_store
 from millrace_registry.domain import (
     EVERY,
     Deployment,
@@ -26,6 +26,8 @@ from millrace_registry.domain import (
     utc_now,
 )
 from millrace_registry.lineage_store import add_lineage
+from millrace_registry.memory import Memory
+from millrace_registry.recall_store import refusal
 from millrace_registry.rows import (
     deployment_of,
     deployment_values,
@@ -149,25 +151,25 @@ class Catalogue:
         the model was deleted.
         """
         with self._database.transaction() as connection:
+            recall_rows.lock(connection, version.tenant)
             # Locks the model: who registers for it at the same time sees this version, or waits.
             if not self._ensure_model(connection, version, base_model):
                 return None
             made = _version_of_compression(connection, version.tenant, version.compression)
             if made is not None:
                 return made
+            version = replace(version, number=_next_number(connection, version))
+            refused = refusal(connection, version)
+            damage = damage or refused.damage
             state = VersionState.QUARANTINED if damage else VersionState.REGISTERED
-            version = replace(
-                version,
-                number=_next_number(connection, version),
-                state=state,
-                state_reason=damage or version.state_reason,
-            )
+            why = damage or refused.reason or version.state_reason
+            version = replace(version, state=state, state_reason=why)
             connection.execute(VERSIONS.insert().values(**version_values(version)))
             self._say_registered(connection, version)
             deployment = self._ensure_deployment(connection, version.tenant, version.model)
             add_lineage(connection, *lineage_of(version, deployment))
             if damage:
-                self._say_quarantined(connection, version)
+                self._say_quarantined(connection, version, refused.recall)
             elif not version.state_reason:
                 is_late = not is_by_hand and is_overtaken(connection, version)
                 self._add_rollout(connection, version, deployment, is_late)
@@ -198,6 +200,11 @@ class Catalogue:
         """Keep a version loaded; until when, or None: as many as may be are in use."""
         with self._database.transaction() as connection:
             return hold_store.hold(connection, version, rule, self._now())
+
+    def memories(self) -> Sequence[Memory]:
+        """The memory of every endpoint that was heard of lately."""
+        with self._database.transaction() as connection:
+            return endpoint_store.memories(connection, self._now())
 
     def version_of_step(self, tenant: str, model: str, step: int) -> int:
         """Number of the newest version made of a checkpoint of that step; 0: there is none."""
@@ -351,8 +358,10 @@ class Catalogue:
         fact.artifact.size_bytes = version.artifact.size_bytes
         self._record(connection, version.tenant, fact, version.traceparent)
 
-    def _say_quarantined(self, connection: Connection, version: Version) -> None:
-        fact = events_pb2.VersionQuarantined(version=version.name, reason=version.state_reason)
+    def _say_quarantined(self, connection: Connection, version: Version, recall: str = "") -> None:
+        fact = events_pb2.VersionQuarantined(
+            version=version.name, reason=version.state_reason, recall=recall
+        )
         self._record(connection, version.tenant, fact, version.traceparent)
 
 

@@ -73,6 +73,19 @@ class Split:
     on_end: SplitEnd = SplitEnd.PROMOTE_BETTER
 
 
+@dataclass(frozen=True)
+class Analysis:
+    """How a new version is compared (``service.proto``: Analysis). None: the default, which is
+    ``analysis.AnalysisPolicy``'s."""
+
+    false_alarm_rate: float | None = None
+    maximum_latency_increase: float | None = None
+    maximum_cut_increase: float | None = None
+    maximum_score_decrease: float | None = None
+    minimum_pairs: int | None = None
+    minimum_timed_answers: int | None = None
+
+
 Strategy = Immediate | Canary | Shadow | BlueGreen | Split
 
 KINDS: dict[str, type[Strategy]] = {

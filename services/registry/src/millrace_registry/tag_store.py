@@ -24,6 +24,7 @@ def change(
         InvalidArgument: there would be more than ``MOST``.
     """
     tenant, model, number = key
+    is_meant: ColumnElement[bool]
     if number is None:
         is_meant = (MODELS.c.tenant == tenant) & (MODELS.c.id == model)
         return _change(connection, MODELS, is_meant & MODELS.c.is_deleted.is_(False), tags, removed)

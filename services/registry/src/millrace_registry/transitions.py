@@ -28,7 +28,7 @@ from millrace_registry.domain import (
 )
 from millrace_registry.lineage_store import checkpoint_time
 from millrace_registry.rows import model_of, rollout_values, version_of
-from millrace_registry.schema import ALIASES, MODELS, ROLLOUTS, VERSIONS
+from millrace_registry.schema import ALIASES, MODELS, RECALL_VERSIONS, RECALLS, ROLLOUTS, VERSIONS
 
 RecordFact = Callable[[Connection, str, Message, str], None]
 """Adds a fact to a transaction: (connection, tenant, data, traceparent)."""
@@ -122,18 +122,35 @@ def quarantine_version(
     """Mark a version, and let the newest retired one serve in its place if it served."""
     key = (version.tenant, version.model, version.number)
     set_version_state(connection, key, VersionState.QUARANTINED, state_reason=reason)
-    serve_instead(
-        connection, version, successor_of(connection, version.tenant, version.model)
-    )
+    serve_instead(connection, version, successor_of(connection, version.tenant, version.model))
 
 
 def successor_of(connection: Connection, tenant: str, model: str) -> int:
     """The newest version that served before, and was neither reversed nor recalled; 0: none."""
     retired = VERSIONS.c.state == VersionState.RETIRED.value
     query = select(func.max(VERSIONS.c.number)).where(
-        *scope(VERSIONS, tenant, model), retired, VERSIONS.c.state_reason == ""
+        *scope(VERSIONS, tenant, model), retired, VERSIONS.c.state_reason == "", ~is_recalled()
     )
     return connection.execute(query).scalar_one() or 0
+
+
+def is_recalled() -> ColumnElement[bool]:
+    """Of versions: a recall stands against it, and it may not come to serve again."""
+    recalled = (
+        select(RECALLS.c.id)
+        .join(RECALL_VERSIONS, RECALL_VERSIONS.c.recall == RECALLS.c.id)
+        .where(RECALLS.c.action != "REPORT", RECALLS.c.tenant == VERSIONS.c.tenant)
+        .where(RECALL_VERSIONS.c.model == VERSIONS.c.model)
+        .where(RECALL_VERSIONS.c.number == VERSIONS.c.number)
+    )
+    return recalled.exists()
+
+
+def stands_recalled(connection: Connection, version: Version) -> bool:
+    """Whether a recall stands against a version."""
+    key = (version.tenant, version.model, version.number)
+    query = select(VERSIONS.c.number).where(_is_version(*key), is_recalled())
+    return connection.execute(query).first() is not None
 
 
 def serve_instead(connection: Connection, version: Version, successor: int) -> None:

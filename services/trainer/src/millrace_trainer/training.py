@@ -126,6 +126,7 @@ class Trainer:
         assert run.dataset is not None, "a run without its dataset is not claimed"
         spec = {
             "run_id": run.id,
+            "tenant": run.tenant,
             "model": run.model,
             "dataset_path": str(self._content.directory(run.dataset.uri, run.dataset.digest)),
             "dataset_digest": run.dataset.digest,

@@ -54,6 +54,15 @@ StrategyOption = Annotated[
         '{"type": "shadow", "share": 0.2}',
     ),
 ]
+AnalysisOption = Annotated[
+    str,
+    typer.Option(
+        "--analysis",
+        metavar="JSON",
+        help='How a new version is compared: {"maximum_latency_increase": 0.5, '
+        '"false_alarm_rate": 0.001}',
+    ),
+]
 InstancesOption = Annotated[
     int | None, typer.Option("--instance-count", min=1, help="Engines of each version.")
 ]
@@ -101,6 +110,7 @@ def create(
     immediate: ImmediateOption = False,
     step: StepOption = None,
     bake_seconds: BakeOption = None,
+    analysis: AnalysisOption = "",
     instance_count: InstancesOption = None,
     max_batch_size: BatchOption = None,
     threads: ThreadsOption = None,
@@ -128,6 +138,7 @@ def create(
             threads=threads,
             cache_gibibytes=cache_gibibytes,
         ),
+        _json_of("--analysis", analysis) if analysis else None,
     )
     with api(context) as client:
         show(client.deployments.create({"model": model, **body}), as_json=as_json)
@@ -145,6 +156,7 @@ def update(
     immediate: ImmediateOption = False,
     step: StepOption = None,
     bake_seconds: BakeOption = None,
+    analysis: AnalysisOption = "",
     instance_count: InstancesOption = None,
     max_batch_size: BatchOption = None,
     threads: ThreadsOption = None,
@@ -153,8 +165,8 @@ def update(
     queue_timeout_seconds: TimeoutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Change what is given; the rest stays. A gate, a strategy or how a model is served is
-    replaced whole, and a change of the latter loads the model again."""
+    """Change what is given; the rest stays. A gate, a strategy, an analysis or how a
+    model is served is replaced whole, and a change of the last loads the model again."""
     body = _body(
         tracking,
         target,
@@ -168,6 +180,7 @@ def update(
             threads=threads,
             cache_gibibytes=cache_gibibytes,
         ),
+        _json_of("--analysis", analysis) if analysis else None,
     )
     with api(context) as client:
         show(client.deployments.update(deployment, body), as_json=as_json)
@@ -180,6 +193,7 @@ def _body(
     min_top1_agreement: float | None,
     strategy: Json | None,
     serving: Json | None,
+    analysis: Json | None,
 ) -> Json:
     gate = {
         "max_perplexity_increase": max_perplexity_increase,
@@ -192,6 +206,7 @@ def _body(
         "gate": given_gate or None,
         "strategy": strategy,
         "serving": serving,
+        "analysis": analysis,
     }
     return {key: value for key, value in fields.items() if value is not None}
 
@@ -216,11 +231,15 @@ def _strategy_body(
 def _given_strategy(given: str) -> Json:
     if not given.lstrip().startswith("{"):
         return {"type": given.replace("-", "_")}
+    return _json_of("--strategy", given)
+
+
+def _json_of(option: str, given: str) -> Json:
     try:
-        strategy: Json = json.loads(given)
+        found: Json = json.loads(given)
     except ValueError as error:
-        raise typer.BadParameter(f"--strategy is no JSON: {error}") from None
-    return strategy
+        raise typer.BadParameter(f"{option} is no JSON: {error}") from None
+    return found
 
 
 def _queue_policy(max_queue_size: int | None, queue_timeout_seconds: float | None) -> Json | None:

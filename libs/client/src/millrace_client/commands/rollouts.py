@@ -71,6 +71,19 @@ def watch_(
 
 
 @app.command()
+def create(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL")],
+    version: Annotated[int, typer.Argument(metavar="VERSION", min=1)],
+    as_json: JsonOption = False,
+) -> None:
+    """Roll out a version, an older one too, by the deployment's strategy."""
+    with api(context) as client:
+        made = client.rollouts.create({"model": model, "version": version})
+        show(made, as_json=as_json)
+
+
+@app.command()
 def pause(context: typer.Context, rollout: RolloutArgument, as_json: JsonOption = False) -> None:
     """Keep a rollout where it is, with its share. One that fails is reversed all the same."""
     with api(context) as client:

@@ -110,17 +110,18 @@ def space_of(hardware: Hardware, inputs: Sequence[int]) -> Space:
     Args:
         inputs: of each layer; a group's size must divide them all.
     """
-    sizes = [size for size in GROUP_SIZES if all(count % size == 0 for count in inputs)]
+    fitting = [size for size in GROUP_SIZES if all(count % size == 0 for count in inputs)]
+    sizes: Sequence[int | None] = fitting or [None]  # the format's own choice
     if hardware.capability is not None:
-        return _of_gpus(hardware, sizes or [None])
+        return _of_gpus(hardware, sizes)
     four = "openvino-int4"
-    refined_size = 64 if 64 in sizes else (sizes or [None])[0]
+    refined_size = 64 if 64 in sizes else sizes[0]
     eights = [Candidate("openvino-int8")]
     if hardware.has_int8_products:
         eights.append(Candidate("openvino-int8-activations"))
     return Space(
         eights,
-        [Candidate(four, size, NEAREST) for size in sizes or [None]],
+        [Candidate(four, size, NEAREST) for size in sizes],
         [Candidate(four, refined_size, method) for method in _REFINED],
         [Candidate("openvino-fp32")],
         len(inputs),
@@ -207,12 +208,13 @@ def _with_4_bits(space: Space, trials: Trials) -> Iterator[Candidate]:
 
 
 def _is_too_large(candidate: Candidate, trials: Trials) -> bool:
-    """Whether one with groups of the same size is: the method makes no difference to the size."""
+    """Whether one with the same groups or larger ones is; the method does not change the size."""
     return any(
-        not (trial.keeps_size or trial.error)
+        each.target == candidate.target
+        and not each.raised
+        and (each.group_size or 0) >= (candidate.group_size or 0)
+        and not (trial.keeps_size or trial.error)
         for each, trial in trials.items()
-        if (each.target, each.group_size, each.raised)
-        == (candidate.target, candidate.group_size, 0)
     )
 
 

@@ -18,9 +18,11 @@ from millrace_gateway.letters import Letters
 from millrace_gateway.permissions import Permissions
 from millrace_gateway.rest.prompt_versions import PromptVersions
 from millrace_gateway.tokenizer import Tokenizers
+from millrace_gateway.tracking import Tracking
 from millrace_gateway.upstream import Upstream
 from millrace_gateway.webhooks.app import Webhooks
 from millrace_runtime import names
+from millrace_runtime.content import ContentStore
 from millrace_runtime.errors import NotFound
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
@@ -58,6 +60,8 @@ class Gateway:
     webhooks: Webhooks
     permissions: Permissions
     prompts: PromptVersions
+    tracking: Tracking
+    content: ContentStore
     is_ready: Callable[[], bool]
     measure: Callable[[], None]
     maximum_body_bytes: int

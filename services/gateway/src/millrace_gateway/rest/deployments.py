@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from millrace.compressor.v1 import service_pb2 as compressor_pb2
 from millrace.registry.v1 import service_pb2 as pb
 from millrace_gateway import upstream
+from millrace_gateway.rest.analyses import Analysis, analysis, analysis_message
 from millrace_gateway.rest.caller import Caller, CallerOf
 from millrace_gateway.rest.compressions import Gate, TargetWord, gate
 from millrace_gateway.rest.listing import (
@@ -56,6 +57,7 @@ _FIELDS = {
     "deployment.serving.queue_policy.default_timeout_seconds": (
         "serving.queue_policy.default_timeout_seconds"
     ),
+    **{f"deployment.analysis.{name}": f"analysis.{name}" for name in Analysis.model_fields},
     "deployment.etag": "etag",
 }
 
@@ -129,6 +131,7 @@ class CreateDeployment(RequestBody):
     strategy: Strategy = Canary(type="canary")
     serving: Serving = Serving()
     recipe: Recipe | None = None
+    analysis: Analysis | None = None
 
 
 class UpdateDeployment(RequestBody):
@@ -140,6 +143,7 @@ class UpdateDeployment(RequestBody):
     strategy: Strategy | None = None
     serving: Serving | None = None
     recipe: Recipe | None = None
+    analysis: Analysis | None = None
     etag: str | None = None
 
 
@@ -170,6 +174,7 @@ class Deployment(BaseModel):
     strategy: Strategy | None
     serving: ServedAs
     recipe: Recipe
+    analysis: Analysis
     etag: str
 
 
@@ -182,7 +187,7 @@ async def create_deployment(body: CreateDeployment, caller: CallerOf) -> Deploym
         parent=caller.parent, deployment=deployment, request_id=caller.request_id
     )
     response = await upstream.call(caller.upstream.registry.CreateDeployment, request, _FIELDS)
-    return _deployment(response.deployment)
+    return deployment_object(response.deployment)
 
 
 @ROUTER.get("", response_model=ListObject[Deployment])
@@ -193,13 +198,13 @@ async def list_deployments(
         parent=caller.parent, page_size=page_size(limit), page_token=token_after(after)
     )
     response = await upstream.call(caller.upstream.registry.ListDeployments, request)
-    items = [_deployment(deployment) for deployment in response.deployments]
+    items = [deployment_object(deployment) for deployment in response.deployments]
     return page_of(items, bool(response.next_page_token))
 
 
 @ROUTER.get("/{deployment_id}", response_model=Deployment)
 async def get_deployment(deployment_id: str, caller: CallerOf) -> Deployment:
-    return _deployment(await _get(caller, deployment_id))
+    return deployment_object(await _get(caller, deployment_id))
 
 
 @ROUTER.patch("/{deployment_id}", response_model=Deployment)
@@ -217,7 +222,7 @@ async def update_deployment(
         deployment.etag = etag
     request = pb.UpdateDeploymentRequest(deployment=deployment)
     response = await upstream.call(caller.upstream.registry.UpdateDeployment, request, _FIELDS)
-    return _deployment(response.deployment)
+    return deployment_object(response.deployment)
 
 
 async def _get(caller: Caller, deployment_id: str) -> pb.Deployment:
@@ -243,9 +248,11 @@ def _change(deployment: pb.Deployment, body: CreateDeployment | UpdateDeployment
         deployment.serving.CopyFrom(_serving(body.serving))
     if body.recipe is not None:
         deployment.recipe.CopyFrom(recipe_message(body.recipe))
+    if body.analysis is not None:
+        deployment.analysis.CopyFrom(analysis_message(body.analysis))
 
 
-def _deployment(message: pb.Deployment) -> Deployment:
+def deployment_object(message: pb.Deployment) -> Deployment:
     return Deployment(
         id=identifier(message.name) or "",
         created_at=seconds(message.create_time),
@@ -255,8 +262,9 @@ def _deployment(message: pb.Deployment) -> Deployment:
         targets=[enum_word(compressor_pb2.Target, target, "TARGET_") for target in message.targets],
         gate=gate(message.gate),
         strategy=strategy(message.strategy),
-        serving=_served_as(message.serving),
+        serving=served_as(message.serving),
         recipe=recipe(message.recipe),
+        analysis=analysis(message.analysis),
         etag=message.etag,
     )
 
@@ -275,7 +283,7 @@ def _serving(body: Serving) -> pb.Serving:
     )
 
 
-def _served_as(message: pb.Serving) -> ServedAs:
+def served_as(message: pb.Serving) -> ServedAs:
     policy = message.queue_policy
     return ServedAs(
         instance_count=_present(message, "instance_count"),

@@ -106,6 +106,7 @@ class Version(BaseModel):
     checkpoint_final: bool
     compression: str | None
     measurements: MeasurementsObject
+    tags: dict[str, str]
 
 
 class Quarantine(RequestBody):
@@ -289,4 +290,5 @@ def _version(caller: Caller, version: pb.Version) -> Version:
         checkpoint_final=version.checkpoint.final,
         compression=identifier(version.compression),
         measurements=measurements(version.measurements),
+        tags=dict(version.tags),
     )

@@ -21,6 +21,7 @@ from millrace_gateway.rest.models import resolve
 from millrace_gateway.rest.rollout_evidence import RolloutEvidence, evidence_of
 from millrace_gateway.rest.routing import router
 from millrace_gateway.rest.shapes import (
+    Int64,
     RequestBody,
     enum_word,
     identifier,
@@ -105,6 +106,13 @@ class Rollout(BaseModel):
     evidence: RolloutEvidence | None
 
 
+class CreateRollout(RequestBody):
+    """``version`` may be older than the one that serves, and one that was reversed."""
+
+    model: Annotated[str, Field(min_length=1, max_length=256)]
+    version: Annotated[Int64, Field(ge=1)]
+
+
 class Reverse(RequestBody):
     reason: Annotated[str, Field(max_length=1024)] = ""
 
@@ -129,6 +137,19 @@ class Lineage(BaseModel):
     object: Literal["lineage"] = "lineage"
     nodes: list[LineageNode]
     edges: list[LineageEdge]
+
+
+@ROUTER.post("/v1/rollouts", response_model=Rollout)
+async def create_rollout(body: CreateRollout, caller: CallerOf) -> Rollout:
+    """Roll a version out by its deployment's strategy; rollouts that wait give way to it."""
+    request = pb.CreateRolloutRequest(
+        parent=caller.parent,
+        model=body.model,
+        version=body.version,
+        request_id=caller.request_id,
+    )
+    response = await upstream.call(caller.upstream.registry.CreateRollout, request)
+    return _rollout(response.rollout)
 
 
 @ROUTER.get("/v1/rollouts", response_model=ListObject[Rollout])

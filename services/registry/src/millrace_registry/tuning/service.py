@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,6 +50,7 @@ _WHAT_THERE_IS = Limits(0, 0, 0, 0)
 _SERVING: TypeAdapter[Serving] = TypeAdapter(Serving)
 
 News = Mapping[str, Any]
+Run = Callable[[Order, threading.Event, threading.Event, TrialModel], Iterator[News]]
 
 
 class Deployments(Protocol):
@@ -96,7 +97,10 @@ class ServingTuner:
         deployments: Deployments,
         content: ContentStore,
         draining: threading.Event,
+        run: Run | None = None,
     ) -> None:
+        """``run``: carries an order out, in place of the job (``run_job``)."""
+        self._run = run or run_job
         self._endpoint = endpoint
         self._deployments = deployments
         self._content = content
@@ -118,7 +122,7 @@ class ServingTuner:
         with self._alone():
             model = TrialModel(self._triton(), self._repository(), order.model, order.artifact)
             trials: dict[int, News] = {}
-            for news in _run(order, left, self._draining, model):
+            for news in self._run(order, left, self._draining, model):
                 if news["kind"] == "trial":
                     trials[news["number"]] = news
                 if news["kind"] == "error":
@@ -205,7 +209,7 @@ class ServingTuner:
         return ModelRepository(self._endpoint.repository, self._endpoint.engine)
 
 
-def _run(
+def run_job(
     order: Order, left: threading.Event, draining: threading.Event, model: TrialModel
 ) -> Iterator[News]:
     """The job's lines; it is ended, and its model taken out, when this generator is closed."""

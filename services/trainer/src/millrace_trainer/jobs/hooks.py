@@ -54,6 +54,8 @@ class Track:
         loss = checkpoint.metadata["heldout_loss"]
         if loss is not None:
             self._tracking.log(checkpoint.metadata["step"], {"heldout_loss": loss})
+        folder = f"step-{checkpoint.metadata['step']}"
+        self._tracking.log_file(checkpoint.path / "model" / "config.json", folder)
 
     def on_end(self) -> None:
         self._tracking.close()

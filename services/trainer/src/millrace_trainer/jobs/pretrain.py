@@ -23,7 +23,7 @@ import torch.nn.functional as F  # noqa: N812  # as everybody writes it
 from millrace_runtime import manifest
 from millrace_runtime.jobs import JobError, Reporter
 from millrace_runtime.manifest import ManifestError
-from millrace_runtime.tracking import Tracking
+from millrace_runtime.tracking import Tracking, tracked_experiment
 from millrace_trainer.jobs import model, ranks
 from millrace_trainer.jobs.checkpoint import Checkpoints, load_state
 from millrace_trainer.jobs.data import Windows
@@ -203,7 +203,9 @@ def _hooks(spec: Spec, reporter: Reporter) -> list[Hook]:
     hooks: list[Hook] = [ReportProgress(reporter, total, spec.report_seconds)]
     if spec.mlflow_tracking_uri:
         parameters = {**spec.architecture.model_dump(), **spec.hyperparameters.model_dump()}
-        hooks.append(Track(Tracking(spec.mlflow_tracking_uri, spec.run_id, spec.model, parameters)))
+        experiment = tracked_experiment(spec.tenant, spec.model)
+        tracking = Tracking(spec.mlflow_tracking_uri, spec.run_id, experiment, parameters)
+        hooks.append(Track(tracking))
     return hooks
 
 

@@ -80,6 +80,7 @@ class Spec(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     run_id: str
+    tenant: str = ""
     model: str
     dataset_path: Path
     dataset_digest: str
@@ -108,5 +109,5 @@ class Spec(BaseModel):
     def identity(self) -> dict[str, Any]:
         """What the trained weights follow from; where things lie and how fast is no part of it."""
         where = {"dataset_path", "output_directory", "initial_checkpoint_path"}
-        how = {"report_seconds", "threads", "compile", "mlflow_tracking_uri"}
+        how = {"tenant", "report_seconds", "threads", "compile", "mlflow_tracking_uri"}
         return self.model_dump(mode="json", exclude=where | how)

@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from millrace_runtime import manifest
 from millrace_runtime.jobs import JobError, Reporter
-from millrace_runtime.tracking import Tracking
+from millrace_runtime.tracking import Tracking, tracked_experiment
 from millrace_tuner.domain import Integration
 from millrace_tuner.jobs import adapter, calibration, checkpoint, model_card, parity, zero
 from millrace_tuner.jobs.adaptive_rank import RankAllocation
@@ -131,7 +131,7 @@ class Run:
         return Tracking(
             uri,
             self.spec.tracked_as or self.spec.job,
-            wanted.experiment or self.spec.model,
+            tracked_experiment(self.spec.tenant, wanted.experiment or self.spec.model),
             given,
             name=self.spec.tracked_as or wanted.run_name,
             tags={"tags": ",".join(wanted.tags), "entity": wanted.entity},
@@ -173,6 +173,9 @@ class Run:
         metadata |= self.forgetting.report(self.base_measured, metadata["valid"])
         model_card.write(self.spec, temporary, metadata)
         committed = checkpoint.commit_checkpoint(temporary, self.spec.output_directory, metadata)
+        if self.tracking is not None:
+            for card in committed.path.glob(f"*/{model_card.CARD_NAME}"):
+                self.tracking.log_file(card, f"step-{state.global_step}")
         self.reporter.report("checkpoint", **checkpoint.report_fields(committed))
 
     def _measure(self) -> dict[str, float]:

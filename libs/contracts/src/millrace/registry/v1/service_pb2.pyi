@@ -593,6 +593,73 @@ class Serving(_message.Message):
 Global___Serving: _TypeAlias = Serving  # noqa: Y015
 
 @_typing.final
+class Analysis(_message.Message):
+    """How much worse than the version before it a new version may be, and how sure one must be before it is
+    reversed. What is absent is the default. Failed requests: see the strategy.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FALSE_ALARM_RATE_FIELD_NUMBER: _builtins.int
+    MAXIMUM_LATENCY_INCREASE_FIELD_NUMBER: _builtins.int
+    MAXIMUM_CUT_INCREASE_FIELD_NUMBER: _builtins.int
+    MAXIMUM_SCORE_DECREASE_FIELD_NUMBER: _builtins.int
+    MINIMUM_PAIRS_FIELD_NUMBER: _builtins.int
+    MINIMUM_TIMED_ANSWERS_FIELD_NUMBER: _builtins.int
+    false_alarm_rate: _builtins.float
+    """Of rollouts of versions that are as good as the one before, reversed all the same; 0.01."""
+    maximum_latency_increase: _builtins.float
+    """Of the median times to the first token and to each further one, relative; 0.2 is a fifth."""
+    maximum_cut_increase: _builtins.float
+    """Of the share of answers that are cut at their largest length; 0.3."""
+    maximum_score_decrease: _builtins.float
+    """Of the golden prompts' scores, in nats a token; 0.05."""
+    minimum_pairs: _builtins.int
+    """Golden prompts that both versions must have been scored on; 0. All that there are are asked."""
+    minimum_timed_answers: _builtins.int
+    """Timed answers of either version to clients, in a step; 0."""
+    def __init__(
+        self,
+        *,
+        false_alarm_rate: _builtins.float | None = ...,
+        maximum_latency_increase: _builtins.float | None = ...,
+        maximum_cut_increase: _builtins.float | None = ...,
+        maximum_score_decrease: _builtins.float | None = ...,
+        minimum_pairs: _builtins.int | None = ...,
+        minimum_timed_answers: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_false_alarm_rate", b"_false_alarm_rate", "_maximum_cut_increase", b"_maximum_cut_increase", "_maximum_latency_increase", b"_maximum_latency_increase", "_maximum_score_decrease", b"_maximum_score_decrease", "_minimum_pairs", b"_minimum_pairs", "_minimum_timed_answers", b"_minimum_timed_answers", "false_alarm_rate", b"false_alarm_rate", "maximum_cut_increase", b"maximum_cut_increase", "maximum_latency_increase", b"maximum_latency_increase", "maximum_score_decrease", b"maximum_score_decrease", "minimum_pairs", b"minimum_pairs", "minimum_timed_answers", b"minimum_timed_answers"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_false_alarm_rate", b"_false_alarm_rate", "_maximum_cut_increase", b"_maximum_cut_increase", "_maximum_latency_increase", b"_maximum_latency_increase", "_maximum_score_decrease", b"_maximum_score_decrease", "_minimum_pairs", b"_minimum_pairs", "_minimum_timed_answers", b"_minimum_timed_answers", "false_alarm_rate", b"false_alarm_rate", "maximum_cut_increase", b"maximum_cut_increase", "maximum_latency_increase", b"maximum_latency_increase", "maximum_score_decrease", b"maximum_score_decrease", "minimum_pairs", b"minimum_pairs", "minimum_timed_answers", b"minimum_timed_answers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__false_alarm_rate: _TypeAlias = _typing.Literal["false_alarm_rate"]  # noqa: Y015
+    _WhichOneofArgType__false_alarm_rate: _TypeAlias = _typing.Literal["_false_alarm_rate", b"_false_alarm_rate"]  # noqa: Y015
+    _WhichOneofReturnType__maximum_cut_increase: _TypeAlias = _typing.Literal["maximum_cut_increase"]  # noqa: Y015
+    _WhichOneofArgType__maximum_cut_increase: _TypeAlias = _typing.Literal["_maximum_cut_increase", b"_maximum_cut_increase"]  # noqa: Y015
+    _WhichOneofReturnType__maximum_latency_increase: _TypeAlias = _typing.Literal["maximum_latency_increase"]  # noqa: Y015
+    _WhichOneofArgType__maximum_latency_increase: _TypeAlias = _typing.Literal["_maximum_latency_increase", b"_maximum_latency_increase"]  # noqa: Y015
+    _WhichOneofReturnType__maximum_score_decrease: _TypeAlias = _typing.Literal["maximum_score_decrease"]  # noqa: Y015
+    _WhichOneofArgType__maximum_score_decrease: _TypeAlias = _typing.Literal["_maximum_score_decrease", b"_maximum_score_decrease"]  # noqa: Y015
+    _WhichOneofReturnType__minimum_pairs: _TypeAlias = _typing.Literal["minimum_pairs"]  # noqa: Y015
+    _WhichOneofArgType__minimum_pairs: _TypeAlias = _typing.Literal["_minimum_pairs", b"_minimum_pairs"]  # noqa: Y015
+    _WhichOneofReturnType__minimum_timed_answers: _TypeAlias = _typing.Literal["minimum_timed_answers"]  # noqa: Y015
+    _WhichOneofArgType__minimum_timed_answers: _TypeAlias = _typing.Literal["_minimum_timed_answers", b"_minimum_timed_answers"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__false_alarm_rate) -> _WhichOneofReturnType__false_alarm_rate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__maximum_cut_increase) -> _WhichOneofReturnType__maximum_cut_increase | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__maximum_latency_increase) -> _WhichOneofReturnType__maximum_latency_increase | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__maximum_score_decrease) -> _WhichOneofReturnType__maximum_score_decrease | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__minimum_pairs) -> _WhichOneofReturnType__minimum_pairs | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__minimum_timed_answers) -> _WhichOneofReturnType__minimum_timed_answers | None: ...
+
+Global___Analysis: _TypeAlias = Analysis  # noqa: Y015
+
+@_typing.final
 class Deployment(_message.Message):
     """Desired state: how one model is served."""
 
@@ -609,6 +676,7 @@ class Deployment(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     SERVING_FIELD_NUMBER: _builtins.int
     RECIPE_FIELD_NUMBER: _builtins.int
+    ANALYSIS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """tenants/{tenant}/deployments/{deployment}"""
     model: _builtins.str
@@ -632,6 +700,8 @@ class Deployment(_message.Message):
     def recipe(self) -> _service_pb2.Recipe:
         """Of all targets that have what it says."""
 
+    @_builtins.property
+    def analysis(self) -> Global___Analysis: ...
     def __init__(
         self,
         *,
@@ -646,10 +716,11 @@ class Deployment(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         serving: Global___Serving | None = ...,
         recipe: _service_pb2.Recipe | None = ...,
+        analysis: Global___Analysis | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "gate", b"gate", "recipe", b"recipe", "serving", b"serving", "strategy", b"strategy", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "create_time", b"create_time", "gate", b"gate", "recipe", b"recipe", "serving", b"serving", "strategy", b"strategy", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "etag", b"etag", "gate", b"gate", "model", b"model", "name", b"name", "recipe", b"recipe", "serving", b"serving", "strategy", b"strategy", "targets", b"targets", "tracking", b"tracking", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "create_time", b"create_time", "etag", b"etag", "gate", b"gate", "model", b"model", "name", b"name", "recipe", b"recipe", "serving", b"serving", "strategy", b"strategy", "targets", b"targets", "tracking", b"tracking", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,180 @@
+"""Runs and their metrics, as the trainer and the tuner tell them to MLflow, a tenant's own alone.
+
+MLflow's own store reads and writes them. It is imported when somebody first asks, in a thread. An
+experiment is called ``<tenant>/<name>`` in the store (``millrace_runtime.tracking``) and ``<name>``
+here, and where a run's artifacts lie is the store's business: clients are sent to the gateway.
+"""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+from millrace_runtime.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    MillraceError,
+    NotFound,
+    Unavailable,
+)
+from millrace_runtime.tracking import artifact_root
+
+_PAGE = 1000
+
+Answer = dict[str, Any]
+
+
+class Tracking:
+    """MLflow's store behind tenants. Its methods block: call them in a thread."""
+
+    def __init__(self, uri: str | None) -> None:
+        self._uri = uri
+        self._lock = threading.Lock()
+        self._store: Any = None
+
+    def artifacts(self, tenant: str, run_id: str, path: str) -> list[Answer]:
+        """The files and folders in a folder of a run's artifacts; their names alone.
+
+        Raises:
+            NotFound, InvalidArgument, FailedPrecondition, Unavailable
+        """
+        self.open()
+        from mlflow.exceptions import MlflowException
+
+        try:
+            found = self._repository(tenant, run_id).list_artifacts(_safe(path) or None)
+        except MlflowException as error:
+            raise meaning(error) from error
+        return [
+            {"path": one.path.rpartition("/")[2], "is_dir": one.is_dir}
+            | ({} if one.is_dir else {"file_size": one.file_size or 0})
+            for one in found
+        ]
+
+    def download(self, tenant: str, run_id: str, path: str, folder: Path) -> Path:
+        """One of a run's artifacts, copied into ``folder``.
+
+        Raises:
+            NotFound, InvalidArgument, FailedPrecondition, Unavailable
+        """
+        self.open()
+        from mlflow.exceptions import MlflowException
+
+        try:
+            repository = self._repository(tenant, run_id)
+            found = Path(repository.download_artifacts(_safe(path), str(folder)))
+        except MlflowException as error:
+            raise meaning(error) from error
+        except OSError as error:
+            raise NotFound(f"run {run_id} has no artifact {path!r}") from error
+        if not found.is_file():
+            raise NotFound(f"{path!r} is no file")
+        return found
+
+    def open(self) -> None:
+        """Import MLflow and connect, the first time.
+
+        Raises:
+            FailedPrecondition: this mesh tracks nothing.
+            Unavailable: the store does not answer.
+        """
+        if self._uri is None:
+            raise FailedPrecondition(
+                "this mesh tracks no runs; its operator sets MILLRACE_GATEWAY_MLFLOW_TRACKING_URI, "
+                "as the trainer's and the tuner's",
+                reason="NO_TRACKING",
+            )
+        with self._lock:
+            if self._store is not None:
+                return
+            from mlflow.tracking._tracking_service.utils import _get_store
+
+            try:
+                self._store = _get_store(self._uri, artifact_root(self._uri))  # type: ignore[no-untyped-call]
+            except Exception as error:  # whatever a database's driver raises
+                raise Unavailable(
+                    "MLflow's store does not answer; tell the operator", reason="TRACKING_AWAY"
+                ) from error
+
+    def _repository(self, tenant: str, run_id: str) -> Any:
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        return get_artifact_repository(self.run(tenant, run_id).info.artifact_uri)
+
+    @property
+    def store(self) -> Any:
+        return self._store
+
+    def experiment(self, tenant: str, id: str) -> Any:
+        """MLflow's ``Experiment``, as it is in the store.
+
+        Raises:
+            NotFound: there is none, or it is another tenant's.
+        """
+        found = self._store.get_experiment(id) if id.isascii() and id.isdecimal() else None
+        if found is None or not found.name.startswith(f"{tenant}/"):
+            raise NotFound(f"No Experiment with id={id} exists")
+        return found
+
+    def run(self, tenant: str, id: str) -> Any:
+        """MLflow's ``Run``.
+
+        Raises:
+            NotFound: there is none, or it is another tenant's.
+        """
+        found = self._store.get_run(id)
+        try:
+            self.experiment(tenant, found.info.experiment_id)
+        except NotFound:
+            raise NotFound(f"Run with id={id} not found") from None
+        return found
+
+    def experiments(self, tenant: str, view_type: int) -> list[Any]:
+        """All of the tenant's, called as the tenant calls them."""
+        found: list[Any] = []
+        token = None
+        while True:
+            page = self._store.search_experiments(
+                view_type, _PAGE, f"name LIKE '{tenant}/%'", None, token
+            )
+            found += [shown(one) for one in page if one.name.startswith(f"{tenant}/")]
+            token = page.token
+            if not token:
+                return found
+
+
+def shown(experiment: Any) -> Any:
+    """An experiment as its tenant sees it."""
+    from mlflow.entities import Experiment, ExperimentTag
+
+    return Experiment(
+        experiment.experiment_id,
+        experiment.name.partition("/")[2],
+        f"mlflow-artifacts:/experiments/{experiment.experiment_id}",
+        experiment.lifecycle_stage,
+        creation_time=experiment.creation_time,
+        last_update_time=experiment.last_update_time,
+        tags=[ExperimentTag(key, value) for key, value in experiment.tags.items()],
+    )
+
+
+def _safe(path: str) -> str:
+    """
+    Raises:
+        MlflowException: it leads out of the run's artifacts.
+    """
+    from mlflow.utils.uri import validate_path_is_safe
+
+    return str(validate_path_is_safe(path)) if path else ""  # type: ignore[no-untyped-call]
+
+
+def meaning(error: Any) -> MillraceError:
+    """What an ``MlflowException`` of the store says to a client."""
+    code, message = error.error_code, str(error.message)
+    if code in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"):
+        return NotFound(message)
+    if code == "RESOURCE_ALREADY_EXISTS":
+        return AlreadyExists(message, reason="ALREADY_EXISTS")
+    if code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE"):
+        return InvalidArgument(message)
+    return Unavailable("MLflow's store does not answer; tell the operator", reason="TRACKING_AWAY")
