@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import REGISTRY
 from registry_builders import World
 
-from millrace_registry.domain import Content, LineageNode, Rollout, Version
+from millrace_registry.domain import Content, LineageNode, RequestKey, Rollout, Version
 from millrace_registry.stages import STAGES, stage_seconds
 from millrace_runtime.database import Database
 from millrace_testkit.clock import FakeClock
@@ -66,3 +66,20 @@ def test_a_rollout_that_settles_is_counted(
 
 def counted(name: str, **labels: str) -> float:
     return REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_version_that_serves_again_is_not_counted_again(
+    database: Database, tmp_path: Path, clock: FakeClock
+) -> None:
+    world = World(database, tmp_path, clock)
+    for number in (1, 2):
+        name = f"tenants/acme/runs/r/checkpoints/demo-{number}"
+        world.lineage.add([LineageNode(name, "checkpoint")], [], {name: clock()})
+        world.finish(number)
+        world.look(40)
+    before = counted("millrace_checkpoint_to_settled_seconds_count")
+    world.app.create_rollout("acme", "demo", 1, RequestKey("", ""), "")
+    world.look(40)
+    assert world.app.model("acme", "demo").serving_version == 1
+    assert counted("millrace_checkpoint_to_settled_seconds_count") == before

@@ -22,8 +22,9 @@ STAGE = "serving"
 _ASKED = ("turns", "heldout_1")  # a rendered conversation, and what the job was measured by
 _PROBES = 2
 # The engine of checkpoints gives no log-probabilities of a prompt: one request each.
-ONE_BY_ONE = {"TARGET_SAFETENSORS": 6, "TARGET_SAFETENSORS_PRUNED": 6}
-_DTYPES = {"TARGET_SAFETENSORS": "bfloat16", "TARGET_SAFETENSORS_PRUNED": "bfloat16"}
+_CHECKPOINTS = ("TARGET_SAFETENSORS", "TARGET_SAFETENSORS_BF16", "TARGET_SAFETENSORS_PRUNED")
+ONE_BY_ONE = dict.fromkeys(_CHECKPOINTS, 6)
+_DTYPES = dict.fromkeys(_CHECKPOINTS, "bfloat16")
 
 
 Learn = Callable[[Version, Mapping[str, object]], None]

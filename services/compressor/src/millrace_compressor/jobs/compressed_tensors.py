@@ -47,11 +47,11 @@ _KEPT_IN = {
     "compressed-tensors-fp8": (weights.FLOAT8, "float-quantized", "float8_e4m3"),
     "compressed-tensors-w4a16": (weights.PACKED, "pack-quantized", "int4"),
 }
-# As ``parity.LIMITS`` names them: E4M3 has fewer digits than int8, and int4 as many as nf4.
+# As ``parity.LIMITS`` names them: E4M3 has fewer digits than int8.
 _DTYPES = {
     "compressed-tensors-w8a8": "int8",
     "compressed-tensors-fp8": "int8",
-    "compressed-tensors-w4a16": "nf4",
+    "compressed-tensors-w4a16": "int4",
     _SPARSE: "pruned",
 }
 
