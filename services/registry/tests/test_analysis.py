@@ -3,6 +3,7 @@
 import math
 import random
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -12,10 +13,12 @@ from millrace_registry.analysis import (
     AnalysisPolicy,
     Verdict,
     are_prompts_missing,
+    asked_of,
     judge,
     median_seconds,
     policy_of,
 )
+from millrace_registry.domain import Content, Version
 from millrace_registry.evidence import Answers, Evidence, Latencies, Pair
 from millrace_registry.strategies import Analysis, Stage
 
@@ -51,7 +54,7 @@ def test_as_good_as_the_old_one() -> None:
             "each further token took",
         ),
         (replace(GOOD, new=replace(_answers(), stops=0, lengths=60)), "cut at their largest"),
-        (replace(GOOD, pairs=_pairs(-1.0)), "its golden scores differ by -0.5"),
+        (replace(GOOD, pairs=_pairs(-1.0)), "its golden scores differ by -1 "),
         (replace(GOOD, pairs=_pairs(math.nan, 2)), "2 of 2 answers could not be scored"),
     ],
 )
@@ -186,3 +189,40 @@ def test_the_median() -> None:
     assert median_seconds(Latencies.of([1e9])) > 60
     with pytest.raises(ValueError, match="nothing was timed"):
         median_seconds(Latencies())
+
+
+def test_prompts_that_were_all_asked_are_waited_for_no_more() -> None:
+    """Seven that lost a little, by chance or not: no eighth will come to tell."""
+    few = replace(GOOD, pairs=_pairs(-0.3, 7))
+    assert judge(replace(few, pairs_expected=8), AnalysisPolicy()).verdict == Verdict.WAIT
+    assert judge(few, AnalysisPolicy()).verdict == Verdict.GOOD
+
+
+def test_what_is_broken_shows_in_four_prompts() -> None:
+    assert judge(replace(GOOD, pairs=_pairs(-3.0, 4)), AnalysisPolicy()).verdict == Verdict.BAD
+    assert judge(replace(GOOD, pairs=_pairs(-1.5, 4)), AnalysisPolicy()).verdict == Verdict.GOOD
+    assert judge(replace(GOOD, pairs=_pairs(-3.0, 3)), AnalysisPolicy()).verdict == Verdict.GOOD
+
+
+def test_what_a_tuning_job_makes_may_lose_more() -> None:
+    trained, tuned = (
+        Version(
+            "acme",
+            "demo",
+            1,
+            "",
+            Content("file:///a", "sha256:0", 1),
+            {"name": f"tenants/acme/{stage}/x/checkpoints/y"},
+            {},
+            "",
+            datetime(2030, 1, 1, tzinfo=UTC),
+            "",
+        )
+        for stage in ("runs", "jobs")
+    )
+    said = Analysis(maximum_score_decrease=0.1)
+    assert asked_of(Analysis(), trained) == asked_of(Analysis(), None) == Analysis()
+    assert asked_of(said, tuned) == said
+    policy = policy_of(asked_of(Analysis(), tuned), Stage())
+    assert judge(replace(GOOD, pairs=_pairs(-0.3)), policy).verdict == Verdict.GOOD
+    assert judge(replace(GOOD, pairs=_pairs(-1.5)), policy).verdict == Verdict.BAD

@@ -61,7 +61,7 @@ def test_bad_reverses_at_once(state: RolloutState, strategy: Strategy, paused: b
     action = rules.next_action(rollout(state, paused), strategy, at)
     assert isinstance(action, Reverse)
     assert action.reason == (
-        "its golden scores differ by -0.5 in the mean of 30 prompts; -0.05 is allowed"
+        "its golden scores differ by -1 in the mean of 30 prompts; -0.05 is allowed"
     )
     assert rules.next_action(rollout(state, paused), strategy, AT) == Wait()
 

@@ -7,11 +7,12 @@ at any time, for any reason that is tested: it is split evenly among the five si
 token, further tokens, answers that do not end, quality), then among the steps, and quality's, whose
 prompts are asked once in a rollout, among its kinds of prompts.
 Not tested but ruled: answers of the new version that cannot be scored where the old one's can
-(NaN, nothing at all) are BAD from ``unscored_limit`` prompts on.
+(NaN, nothing at all) are BAD from ``unscored_limit`` prompts on, and so is a mean loss of
+``broken_loss`` over four prompts, which are too few to test anything by.
 
 No data is never GOOD: every signal that is asked for needs its minimum, and what is there of the
 others is judged all the same. What looks worse than its margin, but could still be chance, is
-waited for.
+waited for, as long as there is more to come.
 """
 
 import itertools
@@ -21,10 +22,15 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 
 from millrace_registry import sequential
+from millrace_registry.domain import Version
 from millrace_registry.evidence import LATENCY_BOUNDS, Answers, Evidence, Latencies
 from millrace_registry.strategies import Analysis, Stage
 
 _SIGNALS = 5
+_FEW = 4
+# Nats a token that a version of a tuning job may lose. To learn one thing costs others, and its
+# last epochs its own held-out examples: the job's card says so. What is broken costs more.
+_TUNED_LOSS = 0.5
 # Evidence that is no alarm, but not waved through either; of as good a version it is seen by
 # each signal in one rollout of twenty at most.
 _SUSPICIOUS = math.log(20)
@@ -63,6 +69,7 @@ class AnalysisPolicy:
         max_quality_loss: mean of (old less new) of the pairs' scores, in the scores' unit.
         quality_bound: a larger difference of one pair counts as this one.
         unscored_limit: prompts that only the new version could not be scored on.
+        broken_loss: as ``max_quality_loss``; from four prompts on, no test is needed.
     """
 
     false_alarm_rate: float = 0.01
@@ -75,6 +82,7 @@ class AnalysisPolicy:
     max_quality_loss: float = 0.05
     quality_bound: float = 0.5
     unscored_limit: int = 2
+    broken_loss: float = 2.0
 
 
 def policy_of(said: Analysis, stage: Stage) -> AnalysisPolicy:
@@ -88,6 +96,14 @@ def policy_of(said: Analysis, stage: Stage) -> AnalysisPolicy:
     # Next to the margin there must be room for what is beyond it.
     bound = max(policy.quality_bound, _ROOM * policy.max_quality_loss)
     return replace(policy, quality_bound=bound)
+
+
+def asked_of(said: Analysis, version: Version | None) -> Analysis:
+    """What a deployment asks of a version; one of a tuning job has a default of its own."""
+    is_tuned = version is not None and "/jobs/" in version.checkpoint_name
+    if not is_tuned or said.maximum_score_decrease is not None:
+        return said
+    return replace(said, maximum_score_decrease=_TUNED_LOSS)
 
 
 @dataclass(frozen=True)
@@ -217,8 +233,9 @@ def _quality(evidence: Evidence, policy: AnalysisPolicy) -> Iterator[Finding]:
     for pair in scored:
         kinds.setdefault(pair.prompt.partition("/")[0], []).append(pair.difference)
     alarm = math.log(_SIGNALS * max(1, len(kinds)) / policy.false_alarm_rate)
+    more_come = are_prompts_missing(evidence)
     for kind, differences in sorted(kinds.items()):
-        yield _loss(kind, differences, policy, alarm)
+        yield _loss(kind, differences, policy, alarm, more_come)
 
 
 def _are_enough(asked: int, scored: int, expected: int | None, least: int) -> Iterator[Finding]:
@@ -239,17 +256,21 @@ def _are_enough(asked: int, scored: int, expected: int | None, least: int) -> It
         yield Verdict.GOOD, "its artifact has no golden prompts, so that its quality was not tested"
 
 
-def _loss(kind: str, differences: Sequence[float], policy: AnalysisPolicy, alarm: float) -> Finding:
+def _loss(
+    kind: str, differences: Sequence[float], policy: AnalysisPolicy, alarm: float, more_come: bool
+) -> Finding:
     bound, margin = policy.quality_bound, policy.max_quality_loss
-    mean = sum(max(-bound, min(bound, each)) for each in differences) / len(differences)
+    largest = max(bound, policy.broken_loss)
+    mean = sum(max(-largest, min(largest, each)) for each in differences) / len(differences)
     figures = (
         f"its {kind} scores differ by {mean:+.3g} in the mean of {len(differences)} prompts; "
         f"{-margin:g} is allowed"
     )
     sure = sequential.worse(differences, bound, margin)
-    if sure >= alarm:
+    is_broken = len(differences) >= _FEW and mean <= -policy.broken_loss
+    if sure >= alarm or is_broken:
         return Verdict.BAD, figures
-    return _unless_suspicious(sure >= _SUSPICIOUS, figures)
+    return _unless_suspicious(sure >= _SUSPICIOUS and more_come, figures)
 
 
 def _unless_suspicious(is_suspicious: bool, figures: str) -> Finding:

@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 
 from millrace_registry import rollout as rules
 from millrace_registry import served_parity
+from millrace_registry.analysis import asked_of
 from millrace_registry.collector import Collector
 from millrace_registry.control_metrics import READY, observe_duration
 from millrace_registry.control_store import ControlStore, Desired
@@ -214,9 +215,8 @@ class Controller:
         others = [other for other in desired.rollouts if other.id != found.id]
         health = self._health.get((_name(desired), found.to_version), Health())
         version = next((v for v in desired.versions if v.number == found.to_version), None)
-        gone = found.state.is_active and (
-            version is None or version.state == VersionState.QUARANTINED
-        )
+        is_fit = version is not None and version.state != VersionState.QUARANTINED
+        gone = found.state.is_active and not is_fit
         no_place = self._room.has_no_place(found) if found.state.is_active else ""
         return rules.Observed(
             now=self._now(),
@@ -233,7 +233,7 @@ class Controller:
             old=seen.old,
             watched_since=self._watched_since,
             evidence=self._collector.evidence(found, seen.since(found.before)),
-            analysis=desired.deployment.analysis,
+            analysis=asked_of(desired.deployment.analysis, version),
             alone=desired.model.serving_version == 0,
             serves=desired.model.serving_version == found.to_version,
             old_is_gone=not any(
