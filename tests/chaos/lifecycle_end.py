@@ -33,7 +33,16 @@ _RUN = {
 _END_SECONDS = 300.0
 _QUIET_SECONDS = 60.0
 _ID = re.compile(r"\b(dataset|run|ckpt|compression|rollout|deployment|fact)-[0-9a-z]{26}\b")
-_MEASURED = ("seconds", "bytes", "tokens", "perplexity", "divergence", "agreement")
+_MEASURED = (
+    "seconds",
+    "per_second",
+    "time",
+    "bytes",
+    "tokens",
+    "perplexity",
+    "divergence",
+    "agreement",
+)
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def test_an_artifact_for_a_newer_target_is_a_dead_letter_that_says_why() -> None
     fact = next(fact for fact in consumed_by("registry") if fact.fact == "artifact.finished")
     document = document_of(fact)
     assert handled("registry", cloudevent.from_json(json.dumps(document)))
-    document["data"]["target"] = NEWER_ENUM
+    document["data"]["target"] = document["data"]["chosen"]["target"] = NEWER_ENUM
     with pytest.raises(PoisonFact, match="a target that this registry does not know"):
         handled("registry", cloudevent.from_json(json.dumps(document)))
 

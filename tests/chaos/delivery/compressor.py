@@ -6,10 +6,10 @@ in the middle of a history. The newest of a run and the last are always compress
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from google.protobuf.message import Message
 
@@ -72,6 +72,9 @@ _SOURCES = {
 }
 
 
+_SEVERAL = (Target.OPENVINO_INT8, Target.OPENVINO_FP32, Target.SAFETENSORS)
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What a deployment wants (``app.Wanted``)."""
@@ -79,10 +82,11 @@ class Wanted:
     deployment: str
     targets: Sequence[Target]
     gate: GatePolicy
+    recipe: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Deployments:
-    """The registry (``app.Deployments``). One tenant wants every target."""
+    """The registry (``app.Deployments``). One tenant wants several targets."""
 
     def __init__(self, neighbours: Neighbours) -> None:
         self._neighbours = neighbours
@@ -91,7 +95,7 @@ class Deployments:
         self._neighbours.ask()
         if checkpoint.model == "final-only" and not checkpoint.final:
             return []
-        targets = list(Target) if tenant == "beta" else [Target.OPENVINO_INT8]
+        targets = _SEVERAL if tenant == "beta" else _SEVERAL[:1]
         return [Wanted(f"tenants/{tenant}/deployments/{checkpoint.model}", targets, _GATE)]
 
 

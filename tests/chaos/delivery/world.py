@@ -179,7 +179,8 @@ class World(ABC):
 
 
 def fact_line(event: Event) -> str:
-    fields = {field.name: value for field, value in event.message.ListFields()}
+    found = {field.name: value for field, value in event.message.ListFields()}
+    fields = {name: value for name, value in found.items() if name not in _PASSING}
     return f"{event.subject} " + " ".join(f"{k}={str(v)!r}" for k, v in sorted(fields.items()))
 
 

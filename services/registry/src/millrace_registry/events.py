@@ -128,7 +128,8 @@ def named(name: str, file_digest: str = "") -> LineageNode:
 
     ``file_digest`` is that of a file alone.
     """
-    kind = _KINDS[name.rsplit("/", 2)[-2]]
+    collection = name.rpartition("/")[0].rpartition("/")[2]
+    kind = _KINDS.get(collection, collection.removesuffix("s"))  # a newer tuner may name others
     return LineageNode(name, kind, file_digest if kind == "file" else "")
 
 
