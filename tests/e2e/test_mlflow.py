@@ -49,5 +49,5 @@ def test_a_runs_metrics_are_read_by_mlflows_client(
     client = MlflowClient(tracking_uri=f"{mesh.layout.gateway_url}/mlflow")
     experiment = client.get_experiment_by_name(model)
     run = client.search_runs([experiment.experiment_id])[0]
-    history = client.get_metric_history(run.info.run_id, "train_loss")
+    history = client.get_metric_history(run.info.run_id, "loss")
     assert max(point.step for point in history) == 40

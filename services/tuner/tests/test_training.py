@@ -89,14 +89,14 @@ def test_the_run_is_tracked_as_its_user_calls_it(
     wanted = Integration("wandb", "docs", "first", ("blue", "green"), "team")
     made = some_examples(4)
     for integration in (None, wanted):
-        tracked = {"mlflow_tracking_uri": "x", "integration": integration}
+        tracked = {"tenant": "acme", "mlflow_tracking_uri": "x", "integration": integration}
         objective = SupervisedObjective(codec(), Material(made[2:], made[:2], "split", 0, 0))
         reporter = Reporter(io.StringIO())
         Run(spec.model_copy(update=tracked), objective, tokenizer(), reporter, Cancellation())
     assert told == [
-        (("x", spec.job, spec.model), {"name": "", "tags": {"tags": "", "entity": ""}}),
+        (("x", spec.job, f"acme/{spec.model}"), {"name": "", "tags": {"tags": "", "entity": ""}}),
         (
-            ("x", spec.job, "docs"),
+            ("x", spec.job, "acme/docs"),
             {"name": "first", "tags": {"tags": "blue,green", "entity": "team"}},
         ),
     ]

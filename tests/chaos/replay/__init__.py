@@ -67,15 +67,19 @@ def lines(spec: Spec) -> Iterator[dict[str, Any]]:
         yield json.loads(line)
 
 
-def commit_copy(original: Path, target: Path, replayed_for: str) -> str:
-    """Commit the content of ``original`` as ``target``'s, as new work; return its digest."""
+def commit_copy(original: Path, target: Path, replayed_for: str, **made_from: str) -> str:
+    """Commit the content of ``original`` as ``target``'s, as new work; return its digest.
+
+    ``made_from``: what its metadata, and so its signature, names as its origin.
+    """
     if (target / manifest.MANIFEST_NAME).exists():
         return manifest.read(target)[1]
     temporary = manifest.temporary_sibling(target)
     shutil.copytree(original, temporary, dirs_exist_ok=True)
     (temporary / manifest.MANIFEST_NAME).unlink()
+    (temporary / manifest.SIGNATURE_NAME).unlink(missing_ok=True)
     made, _ = manifest.read(original)
-    metadata = {**made.metadata, "replayed_for": replayed_for}
+    metadata = {**made.metadata, "replayed_for": replayed_for, **made_from}
     return manifest.commit(temporary, target, made.kind, metadata)
 
 

@@ -12,6 +12,7 @@ class Spec(replay.Spec):
     """What the stand-in reads of a compression's specification."""
 
     compression_id: str
+    checkpoint_digest: str
     artifact_path: Path
 
 
@@ -22,7 +23,12 @@ def work(spec: Spec, reporter: Reporter) -> None:
     for message in replay.lines(spec):
         if message["kind"] == "result":
             original = Path(message["artifact_path"])
-            digest = replay.commit_copy(original, spec.artifact_path, spec.compression_id)
+            digest = replay.commit_copy(
+                original,
+                spec.artifact_path,
+                spec.compression_id,
+                checkpoint_digest=spec.checkpoint_digest,
+            )
             message = {**message, "artifact_path": str(spec.artifact_path)}
             message["artifact_digest"] = digest
         reporter.report(message.pop("kind"), **message)

@@ -220,7 +220,8 @@ class Run:
             (temporary / "evaluation").mkdir()
             np.save(temporary / "evaluation" / "heldout-00000.npy", stream, allow_pickle=False)
         rows = self.objective.calibration_rows()
-        if rows is not None and stream is not None:
+        # An adapter alone is not compressed.
+        if rows is not None and stream is not None and (temporary / "model").is_dir():
             calibration.write(
                 temporary,
                 rows,
