@@ -27,7 +27,9 @@ CONFIG = {
 TARGETS = ("openvino-int8", "openvino-fp32")
 
 
-def checkpoint(folder: Path, seed: int, *, trained: bool = True) -> Path:
+def checkpoint(
+    folder: Path, seed: int, *, trained: bool = True, dtype: torch.dtype = torch.float32
+) -> Path:
     """Weights that no two tensors share, as after any training; untrained: norms of ones."""
     torch.manual_seed(seed)
     model = Qwen3ForCausalLM(Qwen3Config(**CONFIG))
@@ -35,7 +37,7 @@ def checkpoint(folder: Path, seed: int, *, trained: bool = True) -> Path:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.02)
-    model.save_pretrained(folder)
+    model.to(dtype).save_pretrained(folder)
     return folder
 
 
@@ -102,3 +104,22 @@ def test_a_damaged_graph_is_not_used(
     assert in_own_thread(lambda: graphs.keep(first, TARGETS[1], tmp_path / "exported"))
     damage(tmp_path / "graphs" / key_of(first, TARGETS[1]) / MODEL_FILE)
     assert not graphs.fill(first, TARGETS[1], tmp_path / "filled")
+
+
+def test_of_checkpoints_in_16_bits_too(tmp_path: Path) -> None:
+    """As training leaves them."""
+    first, second = (
+        checkpoint(tmp_path / name, seed, dtype=torch.bfloat16)
+        for name, seed in (("first", 1), ("second", 2))
+    )
+    graphs = Graphs(tmp_path / "graphs")
+
+    def both() -> bool:
+        quantize.export(first, TARGETS[0], tmp_path / "kept")
+        quantize.export(second, TARGETS[0], tmp_path / "exported")
+        kept = graphs.keep(first, TARGETS[0], tmp_path / "kept")
+        return kept and graphs.fill(second, TARGETS[0], tmp_path / "filled")
+
+    assert in_own_thread(both)
+    name = "openvino_model.bin"
+    assert (tmp_path / "filled" / name).read_bytes() == (tmp_path / "exported" / name).read_bytes()

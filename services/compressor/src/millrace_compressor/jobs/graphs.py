@@ -27,7 +27,8 @@ MODEL_FILE = "openvino_model.xml"
 _SLOTS_FILE = "slots.json"
 _KEPT_FILES = ("config.json", "generation_config.json", "openvino_config.json")
 _PACKAGES = ("openvino", "optimum-intel", "nncf", "transformers", "torch")
-_PREFIX = "self."  # of the names that tracing gives to parameters
+# The names that tracing gives to parameters; the second to those of 16 bits.
+_NAMES = ("self.{module}.{parameter}", "self.{module}._openvino_orig_{parameter}")
 _LEVELS = 255
 _MATRIX_DIMENSIONS = 2
 
@@ -129,7 +130,9 @@ def _slots_of(name: str, tensor: Array, constants: Mapping[str, Array]) -> list[
             and data.size == tensor.size
             and np.array_equal(data.ravel(), tensor)
         ]
-    own = _PREFIX + name
+    module, _, parameter = name.rpartition(".")
+    names = (form.format(module=module, parameter=parameter) for form in _NAMES)
+    own = next((each for each in names if each in constants), "")
     places = {
         "codes": own,
         "scale": f"{own}/scale",
