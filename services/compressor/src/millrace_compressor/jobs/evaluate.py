@@ -2,7 +2,7 @@
 
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -188,15 +188,7 @@ class Served:
         self._load_seconds = time.perf_counter() - started
 
     def latency(self, prompt: NDArray[np.int64]) -> dict[str, Any]:
-        """Load time, and the medians of the first token's and each further token's time."""
-        alone = prompt[None, :LATENCY_PROMPT_TOKENS]
-        runs = [self._answer(alone, LATENCY_TOKENS) for _ in range(LATENCY_RUNS + 1)][1:]
-        first, each = np.median([run[:2] for run in runs], axis=0).tolist()
-        return {
-            "load_seconds": self._load_seconds,
-            "first_token_seconds": first,
-            "token_seconds": each,
-        }
+        return alone(self._answer, prompt, self._load_seconds)
 
     def load(self, prompts: Tokens) -> dict[str, Any]:
         self._answer(prompts, 2)  # its shapes are compiled at their first use
@@ -225,6 +217,26 @@ class Served:
                     ends.setdefault(number, now)
         each = [(ends[number] - first) / (tokens - 1) for number, first in firsts.items()]
         return float(np.median([*firsts.values()])), float(np.median(each)), max(ends.values())
+
+
+def alone(
+    answer: Callable[[Tokens, int], tuple[float, float, float]],
+    prompt: NDArray[np.int64],
+    load_seconds: float,
+) -> dict[str, Any]:
+    """``Runnable.latency``: load time, and the medians of the first token's and each further one's.
+
+    Args:
+        answer: (prompts, tokens) -> seconds to the first token, a token after it, and of all.
+    """
+    asked = prompt[None, :LATENCY_PROMPT_TOKENS]
+    runs = [answer(asked, LATENCY_TOKENS) for _ in range(LATENCY_RUNS + 1)][1:]
+    first, each = np.median([run[:2] for run in runs], axis=0).tolist()
+    return {
+        "load_seconds": load_seconds,
+        "first_token_seconds": first,
+        "token_seconds": each,
+    }
 
 
 def load_measurement(streams: int, first: float, each: float, total: float) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from millrace_compressor.jobs.openvino_ir import OpenvinoIr
 from millrace_compressor.jobs.plain import Plain
 from millrace_compressor.jobs.pruning import Pruned
 from millrace_compressor.jobs.rounded import Rounded
+from millrace_runtime.jobs import JobError
 
 
 def format_of(target: str) -> Format:
@@ -33,4 +34,4 @@ def format_of(target: str) -> Format:
         from millrace_compressor.jobs.compressed_tensors import CompressedTensors
 
         return CompressedTensors(target)
-    raise NotImplementedError(target)
+    raise JobError("TARGET_UNKNOWN", f"there is no target {target!r}")

@@ -15,10 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from millrace_compressor.jobs.evaluate import (
-    LATENCY_PROMPT_TOKENS,
-    LATENCY_RUNS,
-    LATENCY_TOKENS,
     LOAD_TOKENS,
+    alone,
     load_measurement,
 )
 from millrace_compressor.jobs.format import Conversion, Logits, Tokens
@@ -120,15 +118,7 @@ class Artifact:
         return out
 
     def latency(self, prompt: NDArray[np.int64]) -> dict[str, Any]:
-        """Load time, and the medians of the first token's and each further token's time."""
-        alone = prompt[None, :LATENCY_PROMPT_TOKENS]
-        runs = [self._answer(alone, LATENCY_TOKENS) for _ in range(LATENCY_RUNS + 1)][1:]
-        first, each = np.median([run[:2] for run in runs], axis=0).tolist()
-        return {
-            "load_seconds": self.load_seconds,
-            "first_token_seconds": first,
-            "token_seconds": each,
-        }
+        return alone(self._answer, prompt, self.load_seconds)
 
     def load(self, prompts: Tokens) -> dict[str, Any]:
         """Prompts (streams, positions) in one batch: a ``domain.Load`` as JSON."""

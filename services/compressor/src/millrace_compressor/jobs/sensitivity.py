@@ -20,16 +20,11 @@ _LEVELS = 15
 _WINDOWS_AT_ONCE = 4
 
 
-def layer_names(model: Path) -> list[str]:
-    """The layers of the model in ``model`` that may have fewer bits, by their modules' names.
+def layer_inputs(model: Path) -> dict[str, int]:
+    """How many inputs each layer has that may have fewer bits, by its module's name.
 
     They are those that ``Recipe.layer_bits`` takes: all linear ones but the output's.
     """
-    return list(_layers(_load(model)))
-
-
-def layer_inputs(model: Path) -> dict[str, int]:
-    """How many inputs each of those layers has."""
     return {name: layer.in_features for name, layer in _layers(_load(model)).items()}
 
 
