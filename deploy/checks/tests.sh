@@ -1,17 +1,32 @@
 #!/usr/bin/env bash
-# Every test, in two lanes at once: those of packages, which compute, and those of the whole mesh,
-# which mostly wait, with the compressor's, so that both take as long. The second lane's output is
-# printed when the first has ended.
+# Every test, in parts of which a few run at the same time: those of the whole mesh mostly wait,
+# those of packages compute. Long ones come first, so that all end together. A part's output is
+# printed when it has ended; what failed is named once more at the end.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
-log="$(mktemp)"
-trap 'rm -f "$log"' EXIT
+LOGS="$(mktemp -d)"
+export LOGS
+trap 'rm -rf "$LOGS"' EXIT
 
-.venv/bin/python -m pytest tests services/compressor -o cache_dir=.pytest_cache/mesh >"$log" 2>&1 &
-mesh=$!
+run_part() {
+  local start=$SECONDS status=0 log="$LOGS/${1//\//-}"
+  # shellcheck disable=SC2086 # a part may be several folders
+  .venv/bin/python -m pytest ${1//,/ } -o "cache_dir=.pytest_cache/${1//\//-}" >"$log" 2>&1 ||
+    status=$?
+  flock "$LOGS" cat "$log"
+  echo "tests of ${1//,/, }: $((SECONDS - start)) s"
+  return "$status"
+}
+export -f run_part
+
+parts=(
+  tests/chaos services/compressor services/registry services/tuner services/gateway tests/engine
+  tests/e2e libs
+)
+rest="$(find services tests -mindepth 1 -maxdepth 1 -type d ! -name __pycache__ |
+  grep -vxF "$(printf '%s\n' "${parts[@]}")" | paste -sd ,)"
 status=0
-.venv/bin/python -m pytest libs services --ignore services/compressor -o cache_dir=.pytest_cache/packages || status=$?
-echo "the tests of the whole mesh:"
-wait "$mesh" || status=$?
-cat "$log"
+printf '%s\n' "${parts[@]}" "$rest" |
+  xargs -P "${TEST_PARTS_AT_ONCE:-3}" -I {} bash -c 'run_part {}' || status=$?
+grep -hE '^(FAILED|ERROR) ' "$LOGS"/* && status=1
 exit "$status"

@@ -91,7 +91,9 @@ class Mesh:
         if self._thread.is_alive():
             self.drain()
         self._thread.join(20)
-        assert not self._thread.is_alive(), "the gateway did not stop"
+        if self._thread.is_alive():
+            awaited = [str(task.get_stack(limit=3)) for task in asyncio.all_tasks(self._loop)]
+            raise AssertionError("the gateway did not stop; it awaits " + "; ".join(awaited))
         self.database.close()
 
     def reset(self) -> None:

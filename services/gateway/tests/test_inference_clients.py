@@ -269,10 +269,11 @@ def test_a_failure_leaves_the_stream_open(
         heard.next()
     assert reported(served, "parrot", 1)[1] == 0, "a client's mistake is no failure"
     grpc.async_stream_infer("parrot", words("a b c", fail_after=2))
-    assert heard.next().as_numpy("text")[0] == b"a"
-    assert heard.next().as_numpy("text")[0] == b"b"
+    said = []
     with pytest.raises(InferenceServerException, match="the parrot flew away"):
-        heard.next()
+        while True:
+            said.append(heard.next().as_numpy("text")[0])
+    assert said in ([b"a"], [b"a", b"b"]), "Triton's error may overtake what it has not written"
     wait_until(lambda: reported(served, "parrot", 1)[1] == 1, 10, "the failure is reported")
     grpc.async_stream_infer("parrot", words("again"))
     assert heard.next().as_numpy("text")[0] == b"again"

@@ -65,6 +65,7 @@ _RECONNECT_SECONDS = 0.5
 _REPORT_SECONDS = 0.5
 _REPORT_RETRY_SECONDS = 2.0
 _WISHES_SECONDS = 0.2
+_CANCEL_SECONDS = 1.0
 _USUAL_MESSAGE_BYTES = 4 * 2**20  # gRPC's own limit
 
 _ROUTES_REVISION = Gauge("millrace_routes_revision", "Revision of the route table in use.")
@@ -153,9 +154,16 @@ async def serve(
 
 
 async def _end(*tasks: asyncio.Task[None] | asyncio.Task[bool]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    """Cancel until all have ended.
+
+    On Python 3.11 ``asyncio.wait_for``, which nats-py uses, forgets a cancellation that comes
+    together with an answer (https://github.com/python/cpython/issues/86296).
+    """
+    alive = set(tasks)
+    while alive:
+        for task in alive:
+            task.cancel()
+        _, alive = await asyncio.wait(alive, timeout=_CANCEL_SECONDS)
 
 
 def _channels(settings: GatewaySettings) -> Mapping[str, grpc.aio.Channel]:
