@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from millrace_runtime import manifest, signing
 from millrace_runtime.jobs import JobError, Reporter
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what tracing a model says is not ours
+# What was traced and timed of the one shape that all tests compress, as the service keeps it.
+KEPT = tempfile.TemporaryDirectory(prefix="compressor-tests-")
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEXT = Path(json.__file__).read_text()
 
@@ -96,6 +99,8 @@ class Store:
                 "target": target,
                 "artifact_path": self.folder / f"artifact-{target}",
                 "working_directory": self.folder / f"work-{target}",
+                "originals_directory": Path(KEPT.name) / "originals",
+                "graphs_directory": Path(KEPT.name) / "graphs",
                 "threads": 1,
                 "evaluation_tokens": 512,
                 **changes,

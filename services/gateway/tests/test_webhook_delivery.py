@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import random
 import socket
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -32,7 +33,7 @@ from millrace_gateway.webhooks import event
 from millrace_gateway.webhooks.deliver import Deliverer
 from millrace_gateway.webhooks.domain import Endpoint, Status
 from millrace_gateway.webhooks.post import KEPT_BODY_BYTES, Poster
-from millrace_gateway.webhooks.queue import DeliveryQueue
+from millrace_gateway.webhooks.queue import DeliveryQueue, Due
 from millrace_gateway.webhooks.signing import SigningKey, load_key
 from millrace_gateway.webhooks.store import WebhookStore
 from millrace_runtime.database import Database, open_database
@@ -58,6 +59,7 @@ class World:
 
     def __init__(self, database: Database, timeout_seconds: float = 20.0, **settings: Any) -> None:
         self.clock = Offset()
+        self.database = database
         self.store = WebhookStore(database, retention_seconds=1e6, now=self.clock)
         self.queue = DeliveryQueue(
             database, owner="elsewhere/1/1/1", lease_seconds=30, now=self.clock
@@ -86,9 +88,9 @@ class World:
 
         asyncio.run(attempt())
 
-    def deliverer(self) -> Deliverer:
+    def deliverer(self, queue: DeliveryQueue | None = None) -> Deliverer:
         poster = Poster(local_destinations(), self._timeout_seconds)
-        return Deliverer(self.queue, poster, **self._settings)
+        return Deliverer(queue or self.queue, poster, **self._settings)
 
     def wait(self, seconds: float) -> None:
         self.clock.waited += timedelta(seconds=seconds)
@@ -298,6 +300,36 @@ def test_the_gateway_delivers_until_it_drains(world: World) -> None:
 
         asyncio.run(main())
     assert len(set(receiver.ids)) == 7 and world.store.count_by_status() == {"delivered": 7}
+
+
+class SlowQueue(DeliveryQueue):
+    """Waits before it takes."""
+
+    entered: threading.Event
+    proceed: threading.Event
+
+    def take(self) -> Due | None:
+        self.entered.set()
+        assert self.proceed.wait(20)
+        return super().take()
+
+
+def test_what_is_taken_while_a_gateway_is_cancelled_is_given_back(world: World) -> None:
+    world.endpoint(Receiver(url="http://127.0.0.1:9/"))
+    world.happens()
+    slow = SlowQueue(world.database, owner="elsewhere/1/1/1", lease_seconds=30)
+    slow.entered, slow.proceed = threading.Event(), threading.Event()
+
+    async def main() -> None:
+        running = asyncio.create_task(world.deliverer(slow).run(asyncio.Event()))
+        await asyncio.to_thread(slow.entered.wait, 20)
+        running.cancel()
+        await asyncio.sleep(0)
+        slow.proceed.set()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(main())
+    assert world.queue.take() is not None, "nobody waits for the lease"
 
 
 def test_what_a_cancelled_gateway_had_under_way_is_given_back(world: World) -> None:

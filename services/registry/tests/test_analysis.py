@@ -89,6 +89,19 @@ def test_what_may_be_chance_is_waited_for() -> None:
     assert judged.reasons[0].endswith("that can still be chance")
 
 
+@pytest.mark.parametrize(
+    ("answers", "verdict"), [(20, Verdict.WAIT), (80, Verdict.GOOD)], ids=["few", "many"]
+)
+def test_what_looks_slower_is_waited_for_while_its_answers_are_few(
+    answers: int, verdict: Verdict
+) -> None:
+    slow = round(0.65 * answers)
+    first = Latencies.of([0.15] * slow + [0.05] * (answers - slow))
+    slower = Answers(answers, 0, first, Latencies.of([0.05] * answers))
+    judged = judge(replace(GOOD, new=replace(slower, stops=answers)), POLICY)
+    assert judged.verdict == verdict
+
+
 def test_embeddings_have_no_further_tokens() -> None:
     new, old = replace(GOOD.new, token=Latencies()), replace(GOOD.old, token=Latencies())
     assert judge(replace(GOOD, new=new, old=old), POLICY).verdict == Verdict.GOOD

@@ -65,7 +65,7 @@ _RECONNECT_SECONDS = 0.5
 _REPORT_SECONDS = 0.5
 _REPORT_RETRY_SECONDS = 2.0
 _WISHES_SECONDS = 0.2
-_CANCEL_SECONDS = 1.0
+_CANCEL_SECONDS = 5.0
 _USUAL_MESSAGE_BYTES = 4 * 2**20  # gRPC's own limit
 
 _ROUTES_REVISION = Gauge("millrace_routes_revision", "Revision of the route table in use.")
@@ -111,7 +111,7 @@ async def serve(
         webhooks=webhooks.app,
         permissions=permissions,
         prompts=PromptVersions(services.prompts.GetPromptVersion),
-        tracking=Tracking(settings.mlflow_tracking_uri),
+        tracking=Tracking(settings.mlflow_tracking_uri, settings.data_root),
         content=content,
         is_ready=is_ready,
         measure=webhooks.measured(batches.measured(relay.measure)),

@@ -136,8 +136,15 @@ class Deliverer:
         self._doorbell.set()
 
     async def _take(self) -> Due | None:
+        taking = asyncio.ensure_future(asyncio.to_thread(self._queue.take))
         try:
-            return await asyncio.to_thread(self._queue.take)
+            return await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            # The thread goes on: what it takes then, nobody would attempt until its lease is over.
+            with suppress(SQLAlchemyError):
+                if due := await taking:
+                    await asyncio.to_thread(self._queue.release, due)
+            raise
         except SQLAlchemyError:
             LOG.exception("what is due cannot be looked up; it is tried again")
             return None
