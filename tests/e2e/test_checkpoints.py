@@ -63,8 +63,13 @@ def test_a_tuned_models_checkpoint_answers_by_the_name_that_its_job_tells(
     assert step_of(mesh, version) == first.step_number
     found = mesh.openai.models.retrieve(first.fine_tuned_model_checkpoint)
     assert found.id == first.fine_tuned_model_checkpoint
-    listed = [model.id for model in mesh.openai.models.list()]
-    assert {tuned.fine_tuned_model, first.fine_tuned_model_checkpoint} <= set(listed)
+    names = {tuned.fine_tuned_model, first.fine_tuned_model_checkpoint}
+
+    def are_listed() -> bool:
+        return names <= {model.id for model in mesh.openai.models.list()}
+
+    # It may have answered on its way out, before the registry heard that it is asked for.
+    mesh.until(are_listed, "the checkpoint is listed beside its model", 60)
 
 
 def test_a_tuned_models_checkpoint_is_shared_with_another_project(
