@@ -1,5 +1,8 @@
 """MLflow's own client steers the mesh: the alias `champion` on an older version rolls it out."""
 
+import json
+from pathlib import Path
+
 import pytest
 from mlflow import MlflowClient
 
@@ -51,3 +54,23 @@ def test_a_runs_metrics_are_read_by_mlflows_client(
     run = client.search_runs([experiment.experiment_id])[0]
     history = client.get_metric_history(run.info.run_id, "loss")
     assert max(point.step for point in history) == 40
+
+
+def test_a_runs_quality_reports_are_downloaded_by_mlflows_client(
+    mesh: Mesh, model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", mesh.key)
+    client = MlflowClient(tracking_uri=f"{mesh.layout.gateway_url}/mlflow")
+    job = client.get_model_version_by_alias(model, "champion").tags["millrace.job"]
+    experiment = client.get_experiment_by_name(model)
+    (run,) = client.search_runs([experiment.experiment_id], f"tags.`millrace.job` = '{job}'")
+    id = run.info.run_id
+    folders = client.list_artifacts(id, "millrace/compressions")
+    assert folders
+    path = client.download_artifacts(id, folders[0].path, str(tmp_path))
+    measured = json.loads((Path(path) / "quality.json").read_text())
+    found = mesh.get(f"/compressions/{Path(path).name}")["measurements"]
+    assert measured["kl_divergence"] == pytest.approx(found["kl_divergence"])
+    assert (Path(path) / "report.svg").read_text().startswith("<?xml")
+    client.log_dict(id, {"approved": True}, "review/decision.json")
+    assert [one.path for one in client.list_artifacts(id, "review")] == ["review/decision.json"]

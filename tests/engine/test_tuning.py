@@ -1,92 +1,48 @@
 """A search for settings on a real Triton, while the model that serves goes on answering."""
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tritonclient.grpc as triton
 
-from millrace_registry.domain import Content, Deployment, Interface, Model, Serving, Version
+from millrace_registry.domain import Serving
 from millrace_registry.repository import trial_name
-from millrace_registry.triton_config import EngineSettings
-from millrace_registry.tuning.load import Target
-from millrace_registry.tuning.service import Endpoint, ServingTuner, Wish
-from millrace_registry.tuning.space import Limits
-from millrace_runtime.errors import ResourceExhausted
-from tests.engine.served import CONTROL_KEY, MODEL, ServedEngine, is_installed
-from tests.engine.tiny_model import CONTEXT_TOKENS, TinyModel
+from millrace_registry.tuning.report import report_of
+from millrace_registry.tuning.resource import ServingTuning, State
+from millrace_runtime.leases import LeaseLost
+from millrace_testkit.servers import wait_until
+from tests.engine import searches as of_searches
+from tests.engine.searches import Searches
+from tests.engine.served import MODEL, ServedEngine, is_installed
+from tests.engine.tiny_model import TinyModel
 
 pytestmark = [
     pytest.mark.triton,
     pytest.mark.skipif(not is_installed(), reason="deploy/local/setup.sh has not run"),
     pytest.mark.filterwarnings("ignore"),  # what tracing a model says is not ours
 ]
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
-GENEROUS = Target(first_token_seconds=60, token_seconds=60)
-QUICK = Wish(
-    GENEROUS, traffic=((24, 8),), trials=1, seconds=0.5, limits=Limits(1, 2, 1, 64), seed=3
-)
-
-
-@dataclass
-class PlayedDeployments:
-    """One deployment of the model that the engine serves."""
-
-    found: Deployment
-
-    def deployment(self, tenant: str, id: str) -> Deployment:
-        return self.found
-
-    def model(self, tenant: str, id: str) -> Model:
-        return Model(tenant, id, NOW, serving_version=1)
-
-    def version(self, tenant: str, model: str, number: int) -> Version:
-        version: Any = Version(
-            tenant=tenant,
-            model=model,
-            number=number,
-            target="TARGET_OPENVINO_FP32",
-            artifact=Content("file:///artifact", "sha256:" + "a" * 64, 1),
-            checkpoint={},
-            measurements={},
-            compression="",
-            create_time=NOW,
-            traceparent="",
-        )
-        return replace(version, interface=Interface(CONTEXT_TOKENS, "", "", ""))
-
-    def update_deployment(self, wanted: Deployment, expected_revision: int | None) -> Deployment:
-        assert expected_revision == self.found.revision
-        self.found = replace(wanted, revision=self.found.revision + 1)
-        return self.found
-
-
-@dataclass
-class PlayedContent:
-    artifact: Path
-
-    def directory(self, uri: str, digest: str) -> Path:
-        return self.artifact
 
 
 @pytest.fixture
-def deployments() -> PlayedDeployments:
-    return PlayedDeployments(Deployment("default", "deployment-1", "tiny", NOW, NOW))
+def where(engine: ServedEngine, tiny: TinyModel, tmp_path: Path) -> list[str]:
+    """A database, and where candidates are loaded from and of what."""
+    url = f"sqlite:///{tmp_path}/service.db"
+    return [url, engine.address, str(engine.repository_folder), str(tiny.artifact)]
 
 
 @pytest.fixture
-def tuner(
-    engine: ServedEngine, tiny: TinyModel, deployments: PlayedDeployments
-) -> Iterator[ServingTuner]:
-    endpoint = Endpoint(
-        engine.address, CONTROL_KEY, engine.repository_folder, EngineSettings(threads=1)
-    )
-    content: Any = PlayedContent(tiny.artifact)
-    yield ServingTuner(endpoint, deployments, content, threading.Event())
+def searches(engine: ServedEngine, where: list[str]) -> Iterator[Searches]:
+    url, address, repository, artifact = where
+    made = Searches(url, address, Path(repository), Path(artifact))
+    made.deployments.make()
+    yield made
+    made.database.close()
     assert not is_loaded(engine)
     assert not (engine.repository_folder / trial_name(MODEL)).exists()
 
@@ -96,34 +52,58 @@ def is_loaded(engine: ServedEngine) -> bool:
         return bool(client.is_model_ready(trial_name(MODEL)))
 
 
-def test_settings_are_measured_beside_the_model_that_serves(
-    engine: ServedEngine, tuner: ServingTuner, deployments: PlayedDeployments
+def test_settings_are_measured_beside_the_model_that_serves_and_kept_over_a_kill(
+    engine: ServedEngine, searches: Searches, where: list[str]
 ) -> None:
-    trials, result = [], {}
-    for news in tuner.tune("default", "deployment-1", QUICK, threading.Event()):
-        if news["kind"] == "trial":
-            assert engine.ask("import ", max_tokens=2).token_count == 2
-            trials.append(news)
-        elif news["kind"] == "result":
-            result = dict(news)
-    assert [trial["look_kind"] for trial in trials[:2]] == ["PRESENT", "CANDIDATE"]
-    assert all(trial["state"] != "FAILED" for trial in trials), trials
-    present = trials[0]["figures"]
-    assert present["single_stream_first_token_seconds_p90"] > 0
-    assert 0 < present["server_requests_per_second"] <= present["offline_requests_per_second"]
-    assert result["is_written"] == result["is_better"]
-    if result["is_written"]:
-        winner = trials[result["winner"]]["serving"]
-        assert deployments.found.serving.max_batch_size == winner["max_batch_size"]
+    """What a killed registry was trying stays on Triton, until the next one goes on."""
+    made = searches.create()
+
+    def is_amid_the_second_look() -> bool:
+        found = searches.get(made)
+        return len(found.trials) == 1 and found.progress.phase != "loading"
+
+    with subprocess.Popen([sys.executable, "-m", of_searches.__name__, *where]) as victim:
+        wait_until(is_amid_the_second_look, 120, "a second look")
+        os.kill(victim.pid, signal.SIGKILL)
+    assert is_loaded(engine)
+    (first,) = searches.get(made).trials
+    searches.store.on_trial = lambda trial: check_answers(engine)
+    searches.work(threading.Event())
+    ended = searches.get(made)
+    assert ended.state == State.SUCCEEDED, ended.failure
+    assert ended.trials[0] == first
+    kinds = [trial.look_kind.value for trial in ended.trials]
+    assert kinds[:3] == ["PRESENT", "CANDIDATE", "CONTROL"]
+    assert all(trial.state != "FAILED" for trial in ended.trials), ended.trials
+    present = first.figures
+    assert (present.single_stream_first_token_seconds_p90 or 0) > 0
+    rate, ceiling = present.server_requests_per_second, present.offline_requests_per_second
+    assert 0 < (rate or 0) <= (ceiling or 0)
+    check_result(ended, searches.deployments.deployment("default", "deployment-1").serving)
+
+
+def check_answers(engine: ServedEngine) -> None:
+    assert engine.ask("import ", max_tokens=2).token_count == 2
+
+
+def check_result(ended: ServingTuning, serving: Serving) -> None:
+    """Whichever it is on this machine: the winner is served, or plainly none."""
+    assert ended.result is not None
+    assert ended.result.is_written == ended.result.is_better
+    said = report_of(ended).conclusion
+    if ended.result.is_written:
+        assert serving == ended.trials[ended.result.winner].serving
+        assert "Written to deployment-1." in said
     else:
-        assert deployments.found.serving == Serving()
+        assert serving == Serving()
+        assert said.startswith("No winner: the present settings stay.")
 
 
-def test_one_search_at_a_time_and_it_ends_when_nobody_listens(tuner: ServingTuner) -> None:
-    left = threading.Event()
-    first = tuner.tune("default", "deployment-1", QUICK, left)
-    assert next(first)["phase"] == "loading"
-    with pytest.raises(ResourceExhausted):
-        next(tuner.tune("default", "deployment-1", QUICK, threading.Event()))
-    left.set()
-    assert "result" not in [news["kind"] for news in first]
+def test_one_that_is_cancelled_ends_amid_a_look(engine: ServedEngine, searches: Searches) -> None:
+    made = searches.create()
+    searches.store.on_progress = lambda: searches.app.cancel("default", made.id)
+    with pytest.raises(LeaseLost):
+        searches.work(threading.Event())
+    ended = searches.get(made)
+    assert (ended.state, ended.trials) == (State.CANCELLED, ())
+    check_answers(engine)

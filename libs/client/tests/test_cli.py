@@ -371,6 +371,17 @@ def test_a_deployment_says_how_its_versions_are_compared(millrace: CommandLine):
     assert millrace("deployments", "create", "demo", "--analysis", "x").exit_code == 2
 
 
+def test_a_deployment_names_a_task_and_takes_it_away(millrace: CommandLine):
+    millrace.gateway.answer("PATCH /v1/deployments/deployment-1", {"id": "deployment-1"})
+    task = {"file": "file-1", "metric": "exact_match"}
+    arguments = ("--task", json.dumps(task), "--max-task-score-decrease", "0.02")
+    assert millrace("deployments", "update", "deployment-1", *arguments).exit_code == 0
+    assert millrace.gateway.body() == {"task": task, "gate": {"max_task_score_decrease": 0.02}}
+    assert millrace("deployments", "update", "deployment-1", "--task", "none").exit_code == 0
+    assert millrace.gateway.body() == {"task": None}
+    assert millrace("deployments", "update", "deployment-1", "--task", "x").exit_code == 2
+
+
 def test_a_deployment_says_how_its_model_is_run(millrace: CommandLine):
     millrace.gateway.answer("POST /v1/deployments", {"id": "deployment-1"})
     arguments = ("--instance-count", "2", "--max-batch-size", "32", "--max-queue-size", "8")

@@ -110,6 +110,10 @@ def test_show_tells_what_a_search_has_tried(gateway: FakeGateway) -> None:
     for said in ("breaks size", "passes, chosen", "GROUP_SIZE_INVALID: no", "+0.01%", "3.5 MB"):
         assert said in output
     assert "it is the smallest; CPU with avx2" in output
+    judged = {**SEARCH, "trials": [{**TRIAL, "task_score": 0.4375}, {**TRIAL, "task_score": None}]}
+    found["measurements"] = {**measured, "search": judged}
+    gateway.answer(f"GET {PATH}/compression-1/report", {**REPORT, "compression": found})
+    assert "43.75%" in run(gateway, "show", "compression-1").output
 
 
 def test_a_report_names_the_others_and_writes_the_plot(
@@ -153,6 +157,21 @@ def test_what_is_given_is_sent_and_nothing_else(gateway: FakeGateway) -> None:
             "pruning": {"depth": 0.25, "recovery": False},
         },
     }
+
+
+def test_a_task_is_sent_and_what_was_asked_is_told(gateway: FakeGateway) -> None:
+    given = ("--task", '{"file": "file-1", "metric": "contains"}', "--min-task-score", "0.5")
+    assert run(gateway, "create", CHECKPOINT, "--target", "x", *given).exit_code == 0
+    assert gateway.body()["task"] == {"file": "file-1", "metric": "contains"}
+    assert gateway.body()["gate"] == {"min_task_score": 0.5}
+    asked = {"file": "file-1", "rows": 64, "max_answer_tokens": 32, "seed": 0, "skipped_rows": 2}
+    measured = {"task": {**asked, "digest": "sha256:" + "b" * 64}}
+    row = {"name": "contains of 64 answers", "unit": "share", "original": 0.5, "artifact": 0.25}
+    report = {"compression": {**COMPRESSION, "measurements": measured}, "rows": [row]}
+    gateway.answer(f"GET {PATH}/compression-1/report", {**report, "others": []})
+    shown = " ".join(run(gateway, "show", "compression-1").output.split())
+    assert "50.00%" in shown and "-50.0%" in shown
+    assert "asked 64 rows of file-1" in shown and "2 left out" in shown
 
 
 def test_a_compression_is_cancelled(gateway: FakeGateway) -> None:

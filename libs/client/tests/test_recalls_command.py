@@ -19,10 +19,25 @@ RECALL: dict[str, Any] = {
     "object": "recall",
     "created_at": 1_700_000_000,
     "action": "quarantine",
+    "status": "standing",
     "reason": "asked",
+    "lifted_at": None,
+    "lift_reason": None,
     "causes": [
-        {"id": "dataset-1", "kind": "dataset", "held_out": False, "row_count": 1},
-        {"id": "dataset-2", "kind": "dataset", "held_out": True, "row_count": 2},
+        {
+            "id": "dataset-1",
+            "kind": "dataset",
+            "held_out": False,
+            "row_count": 1,
+            "joined_at": None,
+        },
+        {
+            "id": "dataset-2",
+            "kind": "dataset",
+            "held_out": True,
+            "row_count": 2,
+            "joined_at": 1_700_000_100,
+        },
     ],
     "unindexed": ["file-9"],
     "versions": [
@@ -90,7 +105,8 @@ def test_what_learnt_from_it_is_a_tree(millrace: Any, gateway: FakeGateway) -> N
     gateway.answer("GET /v1/recalls/recall-1", RECALL)
     output = millrace("recalls", "show", "recall-1").output
     assert "dataset dataset-1  1 row\n" in output
-    assert "2 rows  held out: judged by it, not learnt" in output
+    late = "2 rows  held out: judged by it, not learnt  found after the recall was made"
+    assert late in output
     assert "demo@2  quarantined  was live  taken out of service  version 1 serves" in output
     assert "other@1  serving  LIVE  serves on: no version before it is clean" in output
     assert output.index("by way of") < output.index("run runs/run-1")
@@ -103,6 +119,14 @@ def test_recalls_are_listed(millrace: Any, gateway: FakeGateway) -> None:
     gateway.answer("GET /v1/recalls", page(RECALL))
     assert "recall-1" in millrace("recalls", "list").output
     assert json.loads(millrace("recalls", "list", "--json").output) == [RECALL]
+
+
+def test_a_recall_is_lifted(millrace: Any, gateway: FakeGateway) -> None:
+    lifted = {**RECALL, "status": "lifted", "lifted_at": 1_700_000_200, "lift_reason": "agreed"}
+    gateway.answer("POST /v1/recalls/recall-1/lift", lifted)
+    output = millrace("recalls", "lift", "recall-1", "--reason", "agreed").output
+    assert gateway.body() == {"reason": "agreed"}
+    assert "lifted: keeps nothing out of service any more: agreed" in output
 
 
 def test_hashes_alone(millrace: Any, gateway: FakeGateway) -> None:

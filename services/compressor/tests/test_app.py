@@ -3,12 +3,16 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from compressor_builders import GATE, TIME, checkpoint, order
 
+from millrace.compressor.v1 import service_pb2
+from millrace.registry.v1 import service_pb2 as registry_pb2
 from millrace.topology import consumed_by
+from millrace_compressor import convert
 from millrace_compressor.app import CompressorApp
 from millrace_compressor.domain import (
     Checkpoint,
@@ -19,6 +23,7 @@ from millrace_compressor.domain import (
     Target,
 )
 from millrace_compressor.events import subscriptions
+from millrace_compressor.upstream import RegistryDeployments
 from millrace_runtime.errors import NotFound, Unavailable
 
 
@@ -28,6 +33,7 @@ class Wanted:
     targets: Sequence[Target]
     gate: GatePolicy
     recipe: Mapping[str, Any]
+    task: Mapping[str, Any]
 
 
 class FakeRegistry:
@@ -35,11 +41,13 @@ class FakeRegistry:
         self.down = False
         self.targets: Sequence[Target] = (Target.OPENVINO_INT8, Target.OPENVINO_FP32)
         self.recipe: Mapping[str, Any] = {}
+        self.task: Mapping[str, Any] = {}
 
     def match(self, tenant: str, found: Checkpoint) -> Sequence[Wanted]:
         if self.down:
             raise Unavailable("no registry", reason="UPSTREAM_ERROR")
-        return [Wanted(f"tenants/{tenant}/deployments/d", self.targets, GATE, self.recipe)]
+        wanted = f"tenants/{tenant}/deployments/d"
+        return [Wanted(wanted, self.targets, GATE, self.recipe, self.task)]
 
 
 class FakeCheckpoints:
@@ -100,6 +108,34 @@ def test_a_checkpoint_is_ordered_for_every_target_of_its_deployments() -> None:
     assert [order.target for order in orders] == [Target.OPENVINO_INT8, Target.OPENVINO_FP32]
     assert {order.requested_time for order in orders} == {TIME}
     assert world.rings == 1
+
+
+def test_a_deployments_task_travels_from_the_registry_to_every_order_and_into_facts() -> None:
+    task = service_pb2.Task(
+        file="tenants/acme/files/file-1",
+        content={"uri": "file:///f", "digest": "sha256:" + "a" * 64, "size_bytes": 9},
+        metric=service_pb2.TASK_METRIC_CONTAINS,
+        seed=2**60,
+    )
+    wanted = registry_pb2.Deployment(
+        name="tenants/acme/deployments/d",
+        targets=[service_pb2.TARGET_OPENVINO_INT8],
+        gate=service_pb2.GatePolicy(min_task_score=0.5),
+        task=task,
+    )
+    response = registry_pb2.MatchDeploymentsResponse(deployments=[wanted])
+    stub: Any = SimpleNamespace(MatchDeployments=lambda request: response)
+    (found,) = RegistryDeployments(stub).match("acme", checkpoint())
+    assert found.gate.min_task_score == 0.5
+    world = World()
+    world.registry.task = found.task
+    world.app.checkpoint_finished("acme", checkpoint(), TIME)
+    orders = world.compressions.considered[checkpoint().name]
+    shown = [convert.compression_to_proto(Compression("c", o, "", TIME)).task for o in orders]
+    assert shown == [task, task]
+    request = service_pb2.CreateCompressionRequest(parent="tenants/acme", target=1, task=task)
+    assert convert.order_from_proto(request).task == found.task
+    assert not convert.compression_to_proto(Compression("c", order(), "", TIME)).HasField("task")
 
 
 def test_the_same_fact_again_asks_nobody() -> None:

@@ -16,6 +16,7 @@ from millrace_compressor.domain import (
     Compression,
     Content,
     Failure,
+    GatePolicy,
     Order,
     State,
     Target,
@@ -31,6 +32,7 @@ from millrace_runtime.work import JobFailure, JobOutcome, JobResult, JobStopped
 from millrace_testkit.clock import FakeClock
 
 MIGRATIONS = Path(millrace_compressor.__file__).parent / "migrations"
+EXACT = "TASK_METRIC_EXACT_MATCH"
 MEASURED = {"original_perplexity": 10.0, "artifact_perplexity": 10.1, "int8_share": 1.0}
 
 
@@ -129,6 +131,48 @@ def test_a_job_is_told_where_llm_compressor_is(bench: Bench) -> None:
     bench.play = play
     bench.perform()
     assert told == [str(Path.cwd() / "environment/bin/python")]
+
+
+def named_task(bench: Bench) -> tuple[Path, dict[str, Any]]:
+    """A compression that names a file as its task."""
+    path = bench.content.working_path("files/abc")
+    path.write_bytes(b"{}")
+    digest = manifest.sha256_file(path)
+    content = {"uri": bench.content.publish(path), "digest": digest, "size_bytes": "2"}
+    task = {"file": "tenants/acme/files/file-1", "content": content, "metric": EXACT, "seed": "3"}
+    committed = bench._commit("other")
+    found = Checkpoint("tenants/a/runs/r/checkpoints/d", "demo", 2, True, committed, committed)
+    order = Order("acme", found, Target.OPENVINO_INT8, GatePolicy(min_task_score=0.5), task=task)
+    bench.perform()
+    bench.id = bench.store.add(order).id
+    return path, {"path": str(path), "digest": digest, "metric": EXACT, "seed": "3"}
+
+
+def test_a_job_is_told_where_its_task_is_and_what_nobody_measured_does_not_pass(
+    bench: Bench,
+) -> None:
+    specs: list[dict[str, Any]] = []
+
+    def play(spec: dict[str, Any]) -> JobOutcome:
+        specs.append(spec)
+        return bench.finish(spec)
+
+    bench.play = play
+    _, told = named_task(bench)
+    done = bench.perform()
+    assert "task" not in specs[0]
+    assert specs[1]["task"] == {**told, "file": "tenants/acme/files/file-1"}
+    assert done.verdict and not done.verdict.passed
+    assert done.verdict.reasons == ("task score was not measured, and at least 0.5 is asked for",)
+
+
+def test_a_task_whose_file_is_gone_fails_by_its_name(bench: Bench) -> None:
+    path, _ = named_task(bench)
+    path.unlink()
+    done = bench.perform()
+    assert done.failure
+    assert done.failure.reason == "TASK_DATA_MISSING"
+    assert done.failure.message.startswith("file-1, by which the artifact was to be measured")
 
 
 def test_a_worse_one_is_rejected_with_the_figures(bench: Bench) -> None:

@@ -30,6 +30,7 @@ JUDGED = (
     "first_token_seconds",
     "token_seconds",
 )
+SCORED = replace(GOOD, task={"original_score": 0.5, "artifact_score": 0.48})
 positive = st.floats(min_value=1e-3, max_value=1e6)
 
 
@@ -69,6 +70,35 @@ def test_a_size_of_nothing_is_no_measurement(name: str) -> None:
     assert not gate.decide(replace(GOOD, **{name: 0}), STRICT).passed
 
 
+@pytest.mark.parametrize(
+    ("policy", "reason"),
+    [
+        (GatePolicy(max_task_score_decrease=0.02), ""),  # one answer of fifty, to the bit
+        (GatePolicy(max_task_score_decrease=0.01), "task score decrease is 0.02, more than 0.01"),
+        (GatePolicy(min_task_score=0.48), ""),
+        (GatePolicy(min_task_score=0.5), "task score is 0.48, less than 0.5"),
+    ],
+)
+def test_a_task_is_judged_beside_the_original_and_alone(policy: GatePolicy, reason: str) -> None:
+    verdict = gate.decide(SCORED, policy)
+    assert verdict.reasons == ((reason,) if reason else ())
+    better = replace(SCORED, task={"original_score": 0.4, "artifact_score": 0.6})
+    assert gate.decide(better, policy).passed
+
+
+@pytest.mark.parametrize(
+    "task",
+    [None, {}, {"original_score": math.nan, "artifact_score": None}, {"original_score": 0.5}],
+)
+@pytest.mark.parametrize("name", ["max_task_score_decrease", "min_task_score"])
+def test_a_task_that_nobody_measured_does_not_pass(
+    task: dict[str, float | None] | None, name: str
+) -> None:
+    for limit in (0.0, 1.0):
+        verdict = gate.decide(replace(SCORED, task=task), GatePolicy(**{name: limit}))
+        assert "was not measured" in verdict.reasons[0]
+
+
 @given(original=positive, artifact=positive, worse=st.floats(1.0, 10.0), limit=st.floats(0, 1))
 def test_worse_never_passes_where_better_fails(
     original: float, artifact: float, worse: float, limit: float
@@ -92,6 +122,8 @@ MEASUREMENTS = st.builds(
     artifact_size_bytes=sizes,
     first_token_seconds=measurement,
     token_seconds=measurement,
+    task=st.none()
+    | st.fixed_dictionaries({"original_score": measurement, "artifact_score": measurement}),
 )
 POLICIES = st.builds(
     GatePolicy,
@@ -100,6 +132,8 @@ POLICIES = st.builds(
     max_size_ratio=limits,
     max_latency_seconds=limits,
     max_size_bytes=st.none() | st.integers(1, 1000),
+    max_task_score_decrease=limits,
+    min_task_score=limits,
 )
 RULES = (
     "max_perplexity_increase",
@@ -107,6 +141,8 @@ RULES = (
     "max_size_ratio",
     "max_latency_seconds",
     "max_size_bytes",
+    "max_task_score_decrease",
+    "min_task_score",
 )
 JUDGED_BY = {
     "max_perplexity_increase": ("original_perplexity", "artifact_perplexity"),

@@ -57,6 +57,17 @@ def test_what_a_search_tried_is_shown_beside_what_it_took() -> None:
     assert "auto: openvino-int4" in said
 
 
+def test_it_says_how_a_task_was_answered() -> None:
+    task = {"metric": "TASK_METRIC_TOKEN_F1", "rows": 64, "digest": "sha256:1"}
+    measured = [
+        replace(MEASURED, task={**task, "original_score": 0.5, "artifact_score": score})
+        for score in (0.49, 0.25)
+    ]
+    both = [compression(Target.OPENVINO_INT8, measured[0]), compression(Target.AUTO, measured[1])]
+    said = texts(plot.svg(both))
+    assert "token f1 of 64 answers: original 50.0%, openvino-int8 49.0%, auto 25.0%" in said
+
+
 def test_the_same_measurements_make_the_same_picture() -> None:
     made = [compression(Target.OPENVINO_INT8)]
     assert plot.svg(made) == plot.svg(made)

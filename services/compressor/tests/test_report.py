@@ -1,7 +1,7 @@
 """What is measured of an artifact beside its original."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,11 @@ class Slow:
 
     def logits(self, ids: Tokens) -> Logits:
         raise AssertionError("speed needs no logits")
+
+    def answer(
+        self, prompts: Sequence[Sequence[int]], tokens: int, stops: Collection[int]
+    ) -> list[list[int]]:
+        raise AssertionError("speed needs no answers")
 
     def latency(self, prompt: Tokens) -> dict[str, Any]:
         return dict(LATENCY)

@@ -69,6 +69,15 @@ def test_the_same_order_twice_is_one_compression(store: CompressionStore) -> Non
     assert len(store.page("acme", "", "", 10)) == 1
 
 
+def test_another_task_is_another_compression(store: CompressionStore) -> None:
+    task = {"file": "tenants/acme/files/file-1", "metric": "TASK_METRIC_CONTAINS"}
+    judged = replace(order(), task=task)
+    plain, made = store.add(order()), store.add(judged)
+    assert plain.id != made.id == store.add(judged).id
+    assert get(store, made).order.task == task
+    assert get(store, plain).order.task == {}
+
+
 def test_another_tenant_sees_nothing_of_it(store: CompressionStore) -> None:
     made = store.add(order())
     assert store.get("other", made.id) is None

@@ -115,6 +115,9 @@ def test_a_dataset_lists_what_is_learnt_and_what_is_held_out(parts: Parts, tmp_p
         assert held(find(parts, left_out)) == []
     by_file = parts.search.find("acme", [], file.id)
     assert by_file.row_count == 62
+    for only in ([dataset.name], [dataset.name.replace("acme", "umbrella")]):
+        found = parts.search.find("acme", [], file.id, only=only)
+        assert {holder.name for holder in found.holders} == {*only} & {dataset.name}
     assert sum(len(holder.hashes) for holder in by_file.holders) == 60
 
 
@@ -173,5 +176,11 @@ def test_rows_over_the_wire(stub: RowServiceStub, parts: Parts) -> None:
     assert list(found.holders) == [expected]
     (whole,) = call(stub.FindRows, pb.FindRowsRequest(parent=ACME, file=file.name)).holders
     assert whole.row_count == 10
+    for name, holders in ((file.name, [expected]), (f"{ACME}/datasets/other", [])):
+        request = pb.FindRowsRequest(parent=ACME, hashes=[hash], names=[name])
+        assert list(call(stub.FindRows, request).holders) == holders
+    with pytest.raises(InvalidArgument):
+        request = pb.FindRowsRequest(parent=ACME, hashes=[hash], names=[f"{ACME}/models/demo"])
+        call(stub.FindRows, request)
     with pytest.raises(InvalidArgument):
         call(stub.FindRows, pb.FindRowsRequest(parent=ACME, hashes=["sha256:12"]))

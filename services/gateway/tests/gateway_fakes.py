@@ -17,6 +17,7 @@ from recall_fakes import FakeRecalls, FakeRows
 from registry_labels import Labels
 from tritonclient.grpc import service_pb2 as triton_pb2
 from tritonclient.grpc import service_pb2_grpc as triton_grpc
+from tuning_fakes import FakeServingTunings
 
 from millrace.compressor.v1 import service_pb2 as compressor_pb2
 from millrace.compressor.v1 import service_pb2_grpc as compressor_grpc
@@ -24,7 +25,7 @@ from millrace.data.v1 import rows_pb2_grpc
 from millrace.data.v1 import service_pb2 as data_pb2
 from millrace.data.v1 import service_pb2_grpc as data_grpc
 from millrace.lifecycle.v1 import lifecycle_pb2
-from millrace.registry.v1 import recalls_pb2_grpc
+from millrace.registry.v1 import recalls_pb2_grpc, serving_tunings_pb2_grpc
 from millrace.registry.v1 import service_pb2 as registry_pb2
 from millrace.registry.v1 import service_pb2_grpc as registry_grpc
 from millrace.trainer.v1 import service_pb2 as trainer_pb2
@@ -377,6 +378,7 @@ class FakeCompressor(compressor_grpc.CompressorServiceServicer):
             checkpoint=request.checkpoint,
             target=request.target,
             gate=request.gate,
+            task=request.task if request.HasField("task") else None,
             state=lifecycle_pb2.WORK_STATE_QUEUED,
         )
         return compressor_pb2.CreateCompressionResponse(
@@ -418,7 +420,7 @@ class FakeRegistry(Labels, registry_grpc.RegistryServiceServicer):
         self.reports: list[Any] = []
         self.held: list[str] = []
         self.refused: str = ""
-        self.tune_serving: Any = None
+        self.serving_tunings = FakeServingTunings()
         self.routes: list[Any] = []
         self.revision = itertools.count(1)
         self.changed = asyncio.Event()
@@ -506,10 +508,6 @@ class FakeRegistry(Labels, registry_grpc.RegistryServiceServicer):
     async def ListDeployments(self, request: Any, context: Any) -> Any:
         found, token = self.deployments.page(request.parent, request)
         return registry_pb2.ListDeploymentsResponse(deployments=found, next_page_token=token)
-
-    async def TuneServing(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        async for news in self.tune_serving(request, context):
-            yield news
 
     async def UpdateDeployment(self, request: Any, context: Any) -> Any:
         known = await self.deployments.get(request.deployment.name, context)
@@ -828,6 +826,9 @@ async def start_services(
     registry_grpc.add_RegistryServiceServicer_to_server(registry, server)
     rows_pb2_grpc.add_RowServiceServicer_to_server(data.rows, server)
     recalls_pb2_grpc.add_RecallServiceServicer_to_server(registry.recalls, server)
+    serving_tunings_pb2_grpc.add_ServingTuningServiceServicer_to_server(
+        registry.serving_tunings, server
+    )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     return server, f"127.0.0.1:{port}"

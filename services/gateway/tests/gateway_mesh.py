@@ -44,6 +44,7 @@ from millrace_testkit.servers import free_port, is_listening, wait_until
 
 _Result = TypeVar("_Result")
 _PATIENCE_SECONDS = 60.0  # httpx's own 5 s would fail a machine that is merely slow
+TRACKED_FILE_BYTES = 2**20  # the most that the gateway with an MLflow takes of a file
 OPERATOR = Principal("default", "key-test", Role.OPERATOR)
 
 

@@ -25,5 +25,8 @@ class FakeRecalls(recalls_pb2_grpc.RecallServiceServicer):
     async def GetRecall(self, request: Any, context: Any) -> Any:
         return await asyncio.to_thread(self.real.GetRecall, request, context)
 
+    async def LiftRecall(self, request: Any, context: Any) -> Any:
+        return await asyncio.to_thread(self.real.LiftRecall, request, context)
+
     async def ListRecalls(self, request: Any, context: Any) -> Any:
         return await asyncio.to_thread(self.real.ListRecalls, request, context)

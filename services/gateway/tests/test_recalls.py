@@ -1,6 +1,7 @@
 """Recalls over REST, with the data service's rows and the registry's recalls as they are."""
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from millrace_examples.row_hash import row_hash, spelled
 from millrace_registry.domain import Deployment, LineageEdge, LineageNode, RequestKey
 from millrace_registry.recall_api import RecallServicer
 from millrace_registry.recall_app import RecallApp
+from millrace_registry.recall_looks import RecallLooks
+from millrace_registry.recall_watch import RecallWatch, RowsOfData
 from millrace_registry.strategies import Immediate
 from millrace_runtime.database import open_database
 from millrace_testkit.clock import FakeClock
@@ -59,6 +62,16 @@ def serve(world: World, *files: str) -> None:
         world.look(5)
 
 
+class Answering:
+    """A stub of the data service's rows."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._servicer: Any = RowServicer(parts.search)
+
+    def FindRows(self, request: Any, timeout: float) -> Any:
+        return self._servicer.FindRows(request, None)
+
+
 def uploaded(parts: Parts, content: bytes) -> Any:
     return parts.upload(content, "default", FilePurpose.FINE_TUNE, filename="rows.jsonl")
 
@@ -91,10 +104,36 @@ def test_one_call_takes_out_what_saw_a_row(mesh: Mesh, parts: Parts, world: Worl
     other = mesh.http(mesh.other_secret)
     assert other.get("/v1/recalls").json()["data"] == []
 
+    again = uploaded(parts, b"".join(lines[2:12]))
+    nodes = [LineageNode(again.name, "file"), LineageNode("tenants/default/jobs/3", "job")]
+    nodes.append(LineageNode("tenants/default/runs/r/checkpoints/demo-3", "checkpoint"))
+    edges = [LineageEdge(cause.name, effect.name) for cause, effect in pairwise(nodes)]
+    world.app.learn(nodes, edges)
+    world.finish(3, tenant="default")
+    world.look(5)
+    rows = RowsOfData(Answering(parts))
+    RecallWatch(world.recalls, RecallLooks(world.database), rows, 1, ring=lambda: None).look()
+    later = client.get(f"/v1/recalls/{made['id']}").json()
+    assert [(each["id"], each["joined_at"] is None) for each in later["causes"]] == [
+        (bad.id, True),
+        (again.id, False),
+    ]
+    assert [each["status"] for each in later["versions"]] == ["quarantined"] * 2
+    assert later["status"] == "standing"
+
+    path = f"/v1/recalls/{made['id']}/lift"
+    lifted = client.post(path, json={"reason": "he agrees"}).json()
+    assert client.post(path).json() == lifted
+    assert (lifted["status"], lifted["lift_reason"]) == ("lifted", "he agrees")
+    assert [(each["status"], each["live"]) for each in lifted["versions"]] == [
+        ("retired", False),
+        ("retired", False),
+    ]
+
     clean = client.post("/v1/recalls", json={"rows": ["never seen"]}).json()
     assert (clean["causes"], clean["versions"]) == ([], [])
     whole = client.post("/v1/recalls", json={"file": bad.id}).json()
-    assert [each["row_count"] for each in whole["causes"]] == [10]
+    assert [each["row_count"] for each in whole["causes"]] == [10, 8]
 
 
 def test_rows_have_hashes_that_anybody_can_compute(mesh: Mesh) -> None:

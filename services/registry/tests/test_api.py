@@ -42,6 +42,13 @@ SERVING = pb.Serving(
     max_batch_size=8,
     queue_policy=pb.QueuePolicy(max_queue_size=4, default_timeout_seconds=1.5),
 )
+TASK = compressor_pb2.Task(
+    file="tenants/acme/files/file-1",
+    content={"uri": "file:///data/files/a", "digest": "sha256:" + "a" * 64, "size_bytes": 5},
+    metric=compressor_pb2.TASK_METRIC_TOKEN_F1,
+    rows=32,
+    seed=2**60,
+)
 _WATCH_LIMIT_SECONDS = 10
 
 
@@ -161,6 +168,17 @@ def test_a_deployment_comes_back_as_it_went_in(stub: Stub) -> None:
     assert list(listed.deployments) == [made]
 
 
+def test_the_compressor_is_told_by_which_task_artifacts_are_measured(stub: Stub) -> None:
+    gate = compressor_pb2.GatePolicy(max_task_score_decrease=0.02, min_task_score=0.5)
+    made = create(stub, wanted(task=TASK, gate=gate))
+    assert (made.task, made.gate) == (TASK, gate)
+    request = pb.MatchDeploymentsRequest(parent=ACME, model="demo", final=False)
+    assert list(call(stub.MatchDeployments, request).deployments) == [made]
+    made.ClearField("task")
+    updated = call(stub.UpdateDeployment, pb.UpdateDeploymentRequest(deployment=made)).deployment
+    assert not updated.HasField("task")
+
+
 def test_a_request_sent_twice_makes_one_deployment(stub: Stub) -> None:
     made = create(stub, wanted(), "r1")
     assert create(stub, wanted(), "r1") == made
@@ -207,6 +225,10 @@ def test_an_update_with_an_old_etag_is_refused(stub: Stub) -> None:
         (
             wanted(analysis=pb.Analysis(maximum_cut_increase=1.5)),
             "deployment.analysis.maximum_cut_increase",
+        ),
+        (
+            wanted(task=compressor_pb2.Task(file="f", metric=TASK.metric)),
+            "deployment.task.content",
         ),
         (wanted(serving=pb.Serving(instance_count=0)), "deployment.serving.instance_count"),
         (wanted(serving=pb.Serving(max_batch_size=-1)), "deployment.serving.max_batch_size"),

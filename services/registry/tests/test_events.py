@@ -17,7 +17,8 @@ from millrace.trainer.v1 import events_pb2 as trainer_events
 from millrace.tuner.v1 import events_pb2 as tuner_events
 from millrace_registry.domain import RequestKey, VersionState
 from millrace_registry.events import base_model_of, subscriptions
-from millrace_registry.recall import Action, Cause, Recall
+from millrace_registry.recall import Action, Cause, Recall, Sought
+from millrace_registry.recall_looks import Held, Search
 from millrace_runtime import names
 from millrace_runtime.cloudevent import Event
 from millrace_runtime.database import open_database
@@ -136,6 +137,9 @@ def test_facts_that_are_published_are_those_of_the_topology(world: World) -> Non
     deliver(world, *lifecycle(world))
     recall = Recall("acme", "recall-1", Action.ROLL_BACK, "", world.clock(), (Cause(DATASET),))
     world.recalls.create(recall, RequestKey("", ""))
+    search = Search("acme", recall.id, Sought(), ())
+    world.recalls.join(search, Held((Cause(FILE),)))
+    world.recalls.lift("acme", recall.id, "")
     published = {fact_of(type(event.message)).type for event in world.events()}
     assert published == {fact.type for fact in produced_by("registry")}
 

@@ -8,6 +8,22 @@ import grpc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recall_builders import (
+    ACME,
+    BAD,
+    DIGEST,
+    FILE,
+    GOOD,
+    LOOKS,
+    at_once,
+    deliver,
+    known,
+    learnt,
+    outcomes,
+    recall,
+    serve,
+    serving,
+)
 from registry_builders import World
 
 from millrace.compressor.v1 import events_pb2 as compressor_events
@@ -17,35 +33,22 @@ from millrace.lifecycle.v1 import lifecycle_pb2
 from millrace.registry.v1 import events_pb2, service_pb2
 from millrace.registry.v1 import recalls_pb2 as pb
 from millrace.registry.v1.recalls_pb2_grpc import RecallServiceStub
-from millrace.topology import fact_of
 from millrace.trainer.v1 import events_pb2 as trainer_events
 from millrace.tuner.v1 import events_pb2 as tuner_events
 from millrace_registry.domain import (
-    Deployment,
     HoldRule,
-    LineageEdge,
     LineageNode,
     RequestKey,
     VersionState,
 )
-from millrace_registry.events import subscriptions
-from millrace_registry.recall import Action, Cause, Outcome, Recall
+from millrace_registry.recall import Action, Cause, Outcome
 from millrace_registry.recall_api import RecallServicer
 from millrace_registry.recall_app import RecallApp
-from millrace_registry.strategies import Immediate
-from millrace_runtime import names
 from millrace_runtime.channel import call, open_channel
-from millrace_runtime.cloudevent import Event
 from millrace_runtime.database import Database, open_database
 from millrace_runtime.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from millrace_runtime.interceptors import ServiceInterceptor
 from millrace_testkit.clock import FakeClock
-
-ACME = "tenants/acme"
-BAD, GOOD = f"{ACME}/datasets/bad", f"{ACME}/datasets/good"
-FILE = f"{ACME}/files/f"
-DIGEST = "sha256:" + "d" * 64
-LOOKS = 5
 
 
 @pytest.fixture
@@ -59,58 +62,6 @@ def world(tmp_path: Path, clock: FakeClock) -> Iterator[World]:
 def any_world(database: Database, tmp_path: Path, clock: FakeClock) -> World:
     """On SQLite, then on PostgreSQL."""
     return World(database, tmp_path, clock)
-
-
-def learnt(world: World, number: int, dataset: str, model: str = "demo") -> None:
-    """Say which dataset a checkpoint of ``World.finish`` came from."""
-    run = f"{ACME}/runs/{model}-{number}"
-    checkpoint = f"{ACME}/runs/r/checkpoints/{model}-{number}"
-    world.app.learn(
-        [
-            LineageNode(dataset, "dataset", DIGEST if dataset == BAD else ""),
-            LineageNode(run, "run"),
-            LineageNode(checkpoint, "checkpoint"),
-        ],
-        [LineageEdge(dataset, run), LineageEdge(run, checkpoint)],
-    )
-
-
-def serve(world: World, *datasets: str, model: str = "demo") -> None:
-    """A version of each dataset, each of which served, the last of them now."""
-    at_once(world, model)
-    for number, dataset in enumerate(datasets, start=1):
-        learnt(world, number, dataset, model)
-        world.finish(number, model)
-        world.look(LOOKS)
-    assert serving(world, model) == len(datasets)
-
-
-def at_once(world: World, model: str = "demo") -> None:
-    """New versions of a model serve as soon as they answer."""
-    now = world.clock()
-    deployment = Deployment("acme", names.new_id("d"), model, now, now, strategy=Immediate())
-    world.catalogue.add_deployment(deployment, RequestKey("", ""))
-
-
-def recall(world: World, action: Action, *causes: Cause, request: str = "", id: str = "") -> Recall:
-    wished = Recall(
-        tenant="acme",
-        id=id or names.new_id("recall"),
-        action=action,
-        reason="asked by its author",
-        create_time=world.clock(),
-        causes=causes or (Cause(BAD, DIGEST, row_count=1),),
-    )
-    return world.recalls.create(wished, RequestKey(request, str(causes)))
-
-
-def outcomes(made: Recall) -> dict[tuple[str, int], Outcome]:
-    return {(v.met.model, v.met.number): v.met.outcome for v in made.versions}
-
-
-def serving(world: World, model: str = "demo") -> int:
-    found = world.catalogue.model("acme", model)
-    return 0 if found is None else found.serving_version
 
 
 def test_a_report_says_what_is_live_and_changes_nothing(world: World) -> None:
@@ -256,14 +207,6 @@ def test_a_request_sent_twice_is_one_recall(any_world: World) -> None:
     assert any_world.facts() == facts
 
 
-def deliver(world: World, *facts: object) -> None:
-    handlers = {s.message: s.handle for s in subscriptions(world.app)}
-    for fact in facts:
-        kind = type(fact)
-        event = Event(names.new_id("event"), fact_of(kind), "acme", fact, world.clock())
-        handlers[kind](event)
-
-
 def artifact_fact(world: World, name: str, model: str, checkpoint: str) -> object:
     artifact = world.artifact(name)
     return compressor_events.ArtifactFinished(
@@ -327,6 +270,37 @@ def test_facts_lead_from_rows_to_what_serves_them(world: World, order: int) -> N
     assert steps == expected
     by_file = recall(world, Action.REPORT, Cause(FILE))
     assert set(outcomes(by_file)) == {(child, 1)}
+
+
+def test_a_student_is_made_of_what_its_teachers_are_made_of(world: World) -> None:
+    """A teacher and a judge are versions; a reward model is a checkpoint that is never served."""
+    teacher, clean = f"{ACME}/models/demo/versions/1", f"{ACME}/models/clean/versions/1"
+    reward_job, student_job = f"{ACME}/jobs/reward", f"{ACME}/jobs/student"
+    reward, student = f"{reward_job}/checkpoints/r", f"{student_job}/checkpoints/s"
+    taught_by = [teacher, reward]
+    serve(world, BAD)
+    deliver(
+        world,
+        tuner_events.JobStarted(job=reward_job, base_version=clean, training_file=FILE),
+        tuner_events.JobStarted(job=student_job, base_version=clean, companions=taught_by),
+        tuner_events.CheckpointFinished(
+            job=student_job,
+            checkpoint=student,
+            base_version=clean,
+            training_file=f"{ACME}/files/clean",
+            companions=taught_by,
+        ),
+        artifact_fact(world, "of-student", "ft:demo:acme::s", student),
+    )
+    taught = ("ft:demo:acme::s", 1)
+    assert outcomes(recall(world, Action.REPORT, Cause(FILE))) == {taught: Outcome.REPORTED}
+    made = recall(world, Action.QUARANTINE)
+    assert outcomes(made)[taught] == Outcome.QUARANTINED
+    edges = {(edge.cause, edge.effect) for edge in made.edges}
+    assert {(teacher, student_job), (student_job, student)} <= edges
+    _, edges_of_student = world.app.lineage("acme", student)
+    causes = {(edge.cause, edge.effect) for edge in edges_of_student}
+    assert {(FILE, reward_job), (reward_job, reward), (reward, student_job)} <= causes
 
 
 def test_a_dataset_that_was_tuned_on_is_known_by_its_own_digest(world: World) -> None:
@@ -393,10 +367,6 @@ def test_after_a_recall_nothing_that_learnt_from_it_comes_to_serve(
         database.close()
 
 
-def known(world: World) -> set[int]:
-    return {version.number for version in world.catalogue.versions("acme", "demo", None, 100)}
-
-
 @pytest.fixture
 def stub(world: World) -> Iterator[RecallServiceStub]:
     app = RecallApp(world.recalls, ring=lambda: None, ring_controller=lambda: None, now=world.clock)
@@ -440,6 +410,12 @@ def test_a_recall_over_the_wire(world: World, stub: RecallServiceStub) -> None:
     )
     assert [found.name for found in rest.recalls] == [made.name]
     assert not call(stub.ListRecalls, pb.ListRecallsRequest(parent="tenants/umbrella")).recalls
+    for _ in range(2):
+        lift = pb.LiftRecallRequest(name=second.name, reason="agreed")
+        lifted = call(stub.LiftRecall, lift).recall
+        assert lifted.HasField("lift_time")
+        assert lifted.lift_reason == "agreed"
+    assert call(stub.GetRecall, pb.GetRecallRequest(name=second.name)).recall == lifted
 
 
 def test_what_cannot_be_recalled(stub: RecallServiceStub) -> None:
@@ -454,3 +430,15 @@ def test_what_cannot_be_recalled(stub: RecallServiceStub) -> None:
         call(stub.CreateRecall, pb.CreateRecallRequest(parent=ACME))
     with pytest.raises(NotFound):
         call(stub.GetRecall, pb.GetRecallRequest(name=f"{ACME}/recalls/none"))
+    with pytest.raises(NotFound):
+        call(stub.LiftRecall, pb.LiftRecallRequest(name=f"{ACME}/recalls/none"))
+    report = pb.CreateRecallRequest(parent=ACME, action=pb.RECALL_ACTION_REPORT)
+    reported = call(stub.CreateRecall, report).recall
+    with pytest.raises(FailedPrecondition, match="keeps nothing out of service"):
+        call(stub.LiftRecall, pb.LiftRecallRequest(name=reported.name))
+    request = pb.CreateRecallRequest(
+        parent=ACME, action=pb.RECALL_ACTION_QUARANTINE, file="tenants/umbrella/files/f"
+    )
+    with pytest.raises(InvalidArgument) as caught:
+        call(stub.CreateRecall, request)
+    assert caught.value.field == "file"

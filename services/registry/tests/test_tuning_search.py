@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from millrace_registry.tuning.decision import decide
 from millrace_registry.tuning.load import Answer, AskFailed, Load, Run, Shape, Target, tail
 from millrace_registry.tuning.measure import Measurement, highest_rate
-from millrace_registry.tuning.search import Search, decide
+from millrace_registry.tuning.search import Search
 from millrace_registry.tuning.space import Limits, Space, doublings
 
 SCORES = st.floats(0, 1000, allow_nan=False)

@@ -1,3 +1,5 @@
+import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,6 +14,7 @@ from millrace.tuner.v1 import events_pb2 as tuner
 from millrace_runtime.cloudevent import Event
 from millrace_tuner.domain import JobState
 from millrace_tuner.events import Listener
+from millrace_tuner.methods import Distillation, Reinforcement
 from millrace_tuner.serving import Scene, SeenCompression, SeenRollout, SeenVersion
 
 
@@ -106,8 +109,33 @@ def test_every_fact_of_the_topology_is_published(parts: Parts) -> None:
     assert published == {fact.subject("acme") for fact in produced_by("tuner")}
 
 
+def test_facts_name_all_models_that_a_job_learns_from(parts: Parts) -> None:
+    parts.models.versions["teacher"] = replace(
+        parts.models.versions["demo"], name="tenants/acme/models/teacher/versions/2"
+    )
+    asked = {
+        "type": "score_model",
+        "name": "judge",
+        "input": [{"role": "user", "content": "{{sample.output_text}}"}],
+    }
+    graders = {
+        "known": {**asked, "model": "teacher"},
+        "elsewhere": {**asked, "name": "other", "model": "gpt-4o"},
+    }
+    combined = {"type": "multi", "name": "both", "graders": graders}
+    grader = {**combined, "calculate_output": "known + elsewhere"}
+    for method in (Distillation(teacher="teacher"), Reinforcement(grader=json.dumps(grader))):
+        parts.create(method=method)
+        parts.train()
+        (kind, started), *_ = reversed(
+            [(subject, data) for subject, data in parts.facts() if "job.started" in subject]
+        )
+        assert started["companions"] == ["tenants/acme/models/teacher/versions/2"], kind
+        assert started["training_file"].startswith("tenants/acme/files/")
+
+
 def test_a_finished_checkpoint_carries_all_that_its_consumers_need(parts: Parts) -> None:
-    parts.create()
+    parts.create(method=Distillation(teacher="demo"))
     parts.train()
     (data,) = [data for subject, data in parts.facts() if "checkpoint" in subject]
     assert set(data) == {field.name for field in tuner.CheckpointFinished.DESCRIPTOR.fields}

@@ -83,6 +83,7 @@ class Wanted:
     targets: Sequence[Target]
     gate: GatePolicy
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    task: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Deployments:

@@ -7,7 +7,7 @@ this client is for what it lacks, and for ``millrace`` itself.
 import itertools
 import json
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any, TypeAlias
 
@@ -94,6 +94,7 @@ class Millrace:
         self.versions = Collection(self, "/v1/versions")
         self.deployments = Collection(self, "/v1/deployments")
         self.rollouts = Collection(self, "/v1/rollouts")
+        self.serving_tunings = Collection(self, "/v1/serving_tunings")
         self.dead_letters = Collection(self, "/v1/dead_letters")
         self.keys = Collection(self, "/v1/keys")
         self.batches = Collection(self, "/v1/batches")
@@ -184,17 +185,10 @@ class Millrace:
                     raise errors.ServerError(document["error"]["message"], response.status_code)
                 yield document
 
-    def tune_serving(self, deployment: str, body: Json) -> Generator[tuple[str, Json], None, None]:
-        """A search for settings: its events, each with its kind. Closing it ends the search."""
-        path = f"/v1/deployments/{deployment}/tune_serving"
-        with self._stream("POST", path, timeout=_HEARTBEAT_TIMEOUT, json=body) as response:
-            for event in sse.parse(response.iter_lines()):
-                if event.data == "[DONE]":
-                    return
-                document: Json = json.loads(event.data)
-                if event.event == "error":
-                    raise errors.ServerError(document["error"]["message"], response.status_code)
-                yield event.event, document
+    def serving_tuning_plot(self, tuning: str) -> bytes:
+        """The trials of a search for settings, as SVG."""
+        with self._stream("GET", f"/v1/serving_tunings/{tuning}/report.svg") as response:
+            return response.read()
 
     def stream_chat(self, body: Json) -> Iterator[Json]:
         """The chunks of a streamed chat completion."""

@@ -92,7 +92,6 @@ _COMMANDS: Mapping[str, Sequence[Callable[..., None]]] = {
         doctor.doctor,
     ),
     "Talk": (chat.chat, chat.complete),
-    "Lifecycle": (tune_serving.tune_serving,),
     "Understand": (events.events, trace.trace, lineage.lineage, recalls.recall, models.versions),
 }
 _GROUPS: Mapping[str, typer.Typer] = {
@@ -106,6 +105,7 @@ _GROUPS: Mapping[str, typer.Typer] = {
     "rollouts": rollouts.app,
     "recalls": recalls.app,
     "deployments": deployments.app,
+    "tune-serving": tune_serving.app,
     "batches": batches.app,
     "webhooks": webhooks.app,
     "dead-letters": dead_letters.app,

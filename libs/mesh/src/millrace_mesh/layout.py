@@ -25,7 +25,7 @@ CALLS: Mapping[str, Sequence[str]] = {
     "trainer": ("data",),
     "tuner": ("data", "registry", "compressor"),
     "compressor": ("registry", "trainer", "tuner"),
-    "registry": ("compressor",),
+    "registry": ("data", "compressor"),
     "gateway": ("data", "trainer", "tuner", "compressor", "registry"),
 }
 # Ports follow the base port in this order; only the gateway's gRPC port lies apart, so that

@@ -62,6 +62,8 @@ class Wanted(Protocol):
     def gate(self) -> GatePolicy: ...
     @property
     def recipe(self) -> Mapping[str, Any]: ...
+    @property
+    def task(self) -> Mapping[str, Any]: ...
 
 
 class Recoveries(Protocol):
@@ -111,6 +113,7 @@ class CompressorApp:
                 wanted.deployment,
                 time,
                 targets.narrowed(target, wanted.recipe),
+                wanted.task,
             )
             for wanted in self._deployments.match(tenant, checkpoint)
             for target in wanted.targets

@@ -71,6 +71,10 @@ class CompressionCrashed(Exception):
     """A try ended in a way that is nobody's mistake; its lease runs out, and it is tried again."""
 
 
+class TaskMissing(Exception):
+    """The file of a task is not there any more, or not what it was."""
+
+
 class Runs(Protocol):
     """Fenced writes to the rows of compressions (``store.CompressionStore``)."""
 
@@ -164,7 +168,9 @@ class CompressionRunner:
                 self._compressions.record_progress(lease, progress_of(message))
 
         try:
-            spec = self._spec(compression)
+            spec = self._spec(compression) | self._task(compression)
+        except TaskMissing as error:
+            return JobFailure("TASK_DATA_MISSING", str(error))
         except (ManifestError, ContentOutsideRoot, OSError) as error:
             return work.content_failure(error)
 
@@ -231,6 +237,26 @@ class CompressionRunner:
             "evaluation_tokens": self._evaluation_tokens,
             "llm_compressor_python": _absolute(self._llm_compressor_python),
         }
+
+    def _task(self, compression: Compression) -> dict[str, Any]:
+        """The task for a specification, where one is named.
+
+        Raises:
+            TaskMissing
+            ContentOutsideRoot, OSError: its file cannot be read.
+        """
+        if not compression.order.task:
+            return {}
+        told = dict(compression.order.task)
+        content = told.pop("content")
+        try:
+            path = self._content.file(content["uri"], content["digest"])
+        except (ManifestError, FileNotFoundError) as error:
+            raise TaskMissing(
+                f"{told['file'].rpartition('/')[2]}, by which the artifact was to be measured, is "
+                f"not what it was ({error}); upload it again, and name it as the deployment's task"
+            ) from error
+        return {"task": {**told, "path": str(path), "digest": content["digest"]}}
 
     def _prune_spec(self, spec: Mapping[str, Any]) -> dict[str, Any]:
         taken = {name: spec[name] for name in _PRUNING}

@@ -55,6 +55,12 @@ def recipe_from_proto(recipe: service_pb2.Recipe) -> dict[str, Any]:
     return document
 
 
+def task_from_proto(task: service_pb2.Task) -> dict[str, Any]:
+    """A task as JSON; empty where none is named."""
+    document: dict[str, Any] = json_format.MessageToDict(task, preserving_proto_field_name=True)
+    return document
+
+
 def checkpoint_of_fact(fact: CheckpointFinished) -> Checkpoint:
     """The checkpoint that ``checkpoint.finished`` tells of, whoever published it."""
     return Checkpoint(
@@ -83,6 +89,7 @@ def order_from_proto(request: service_pb2.CreateCompressionRequest) -> Order:
         target=_TARGET_OF[request.target],
         gate=gate_from_proto(request.gate),
         recipe=recipe_from_proto(request.recipe),
+        task=task_from_proto(request.task),
     )
 
 
@@ -110,6 +117,8 @@ def compression_to_proto(compression: Compression) -> service_pb2.Compression:
         create_time=_timestamp(compression.create_time),
         traceparent=compression.traceparent,
     )
+    if order.task:
+        json_format.ParseDict(dict(order.task), message.task)
     if compression.failure is not None:
         message.failure.CopyFrom(_failure_to_proto(compression))
     if compression.verdict is not None:

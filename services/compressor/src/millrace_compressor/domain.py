@@ -89,6 +89,8 @@ class GatePolicy:
     max_size_ratio: float | None = None
     max_latency_seconds: float | None = None
     max_size_bytes: int | None = None
+    max_task_score_decrease: float | None = None
+    min_task_score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class Measurements:
     ``weight_shares``: of the weights' elements, by the precision that the artifact keeps them in.
     ``calibration`` is ``service.proto``'s CalibrationRecord as JSON; None: it was not calibrated.
     ``search`` is its SearchRecord; None: the target left nothing to be searched for.
+    ``task`` is its TaskMeasurement; None: no task was named.
     """
 
     original_perplexity: float | None = None
@@ -139,6 +142,7 @@ class Measurements:
     original_load_seconds: float | None = None
     calibration: Mapping[str, Any] | None = None
     search: Mapping[str, Any] | None = None
+    task: Mapping[str, Any] | None = None
 
     @property
     def chosen(self) -> Mapping[str, Any] | None:
@@ -166,6 +170,7 @@ class Order:
     """A compression that is asked for: one checkpoint for one target, judged by one gate.
 
     ``recipe`` is ``service.proto``'s Recipe as JSON; what is absent is the target's default.
+    ``task`` is its Task as JSON; empty: none is named.
     """
 
     tenant: str
@@ -175,6 +180,7 @@ class Order:
     deployment: str = ""
     requested_time: datetime | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    task: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from millrace_compressor.domain import GatePolicy, Measurements, Parity, Verdict
 
 _STAGES = frozenset(("merge", "template"))
 _LAST_STAGES = frozenset(("export", "quantisation"))
+_DIGITS = 9
 
 
 def decide(measured: Measurements, policy: GatePolicy) -> Verdict:
@@ -46,6 +47,24 @@ def latency_seconds(measured: Measurements) -> float | None:
     return measured.first_token_seconds + measured.token_seconds
 
 
+def task_score_decrease(measured: Measurements) -> float | None:
+    """Absolute: 0.02 is two percentage points less than the original. None: not measured."""
+    original, artifact = task_score(measured, "original"), task_score(measured)
+    if original is None or artifact is None:
+        return None
+    return round(original - artifact, _DIGITS)  # one row of fifty is 0.02, and not a bit more
+
+
+def judges_task(policy: GatePolicy) -> bool:
+    return policy.max_task_score_decrease is not None or policy.min_task_score is not None
+
+
+def task_score(measured: Measurements, of: str = "artifact") -> float | None:
+    """Of the artifact, or of the original; 0 to 1. None: not measured."""
+    score = (measured.task or {}).get(f"{of}_score")
+    return float(score) if score is not None and math.isfinite(score) else None
+
+
 def _mismatches(parity: Parity | None) -> Iterator[str]:
     """Where the artifact is not what was trained; with probes, all stages must have been made."""
     if parity is None:
@@ -65,6 +84,7 @@ def _broken(measured: Measurements, policy: GatePolicy) -> Iterator[str]:
         ("size ratio", size_ratio(measured), policy.max_size_ratio),
         ("size in bytes", measured.artifact_size_bytes or None, policy.max_size_bytes),
         ("latency in seconds", latency_seconds(measured), policy.max_latency_seconds),
+        ("task score decrease", task_score_decrease(measured), policy.max_task_score_decrease),
     )
     for what, value, limit in at_most:
         if limit is None:
@@ -73,13 +93,17 @@ def _broken(measured: Measurements, policy: GatePolicy) -> Iterator[str]:
             yield f"{what} was not measured, and at most {limit:g} is asked for"
         elif value > limit:
             yield f"{what} is {value:.4g}, more than {limit:g}"
-    least = policy.min_top1_agreement
-    if least is not None:
-        agreement = measured.top1_agreement
-        if agreement is None or not math.isfinite(agreement):
-            yield f"top-1 agreement was not measured, and at least {least:g} is asked for"
-        elif agreement < least:
-            yield f"top-1 agreement is {agreement:.4g}, less than {least:g}"
+    at_least = (
+        ("top-1 agreement", measured.top1_agreement, policy.min_top1_agreement),
+        ("task score", task_score(measured), policy.min_task_score),
+    )
+    for what, value, least in at_least:
+        if least is None:
+            continue
+        if value is None or not math.isfinite(value):
+            yield f"{what} was not measured, and at least {least:g} is asked for"
+        elif value < least:
+            yield f"{what} is {value:.4g}, less than {least:g}"
 
 
 def _is_measured(value: float | None) -> bool:

@@ -13,6 +13,7 @@ _FRONT = "beaten by none in both"
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999933", "#882255")
 _MARKS = "osD^vP<>"
 _MEBIBYTE = 1 << 20
+_TOLD_SCORES = 3  # of artifacts, in one line
 
 Value = Callable[[Measurements], float | None]
 
@@ -157,9 +158,28 @@ def _speed(loads: Sequence[Load], streams: int) -> float | None:
     return next((load.tokens_per_second for load in loads if load.streams == streams), None)
 
 
+def _tasks(compressions: Sequence[Compression]) -> list[str]:
+    """A line a task that was measured of the first one's checkpoint: the original, then others."""
+    lines: dict[tuple[str, int, str], list[str]] = {}
+    for compression in compressions:
+        task = compression.measurements.task if compression.measurements else None
+        is_alike = compression.order.checkpoint.name == compressions[0].order.checkpoint.name
+        if task is not None and is_alike:
+            metric = task["metric"].removeprefix("TASK_METRIC_").lower().replace("_", " ")
+            said = lines.setdefault((metric, task["rows"], task["digest"]), [])
+            if not said:
+                said.append(f"{_ORIGINAL} {task['original_score']:.1%}")
+            said.append(f"{_name(compression)} {task['artifact_score']:.1%}")
+    return [
+        f"{metric} of {rows} answers: {', '.join(said[: _TOLD_SCORES + 1])}"
+        for (metric, rows, _), said in lines.items()
+    ]
+
+
 def _title(compressions: Sequence[Compression]) -> str:
     models = sorted({compression.order.checkpoint.model for compression in compressions})
     steps = sorted({compression.order.checkpoint.step for compression in compressions})
     told = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
+    told = "\n".join([told, *_tasks(compressions)])
     # As text, not as mathematics: the user chose the name.
     return f"{', '.join(models)}, {told}".replace("$", r"\$")

@@ -30,6 +30,8 @@ def recipe_digest(order: Order) -> str:
     """Identifies what is done to a checkpoint, and how it is judged."""
     gate = {name: value for name, value in asdict(order.gate).items() if value is not None}
     document = {"target": order.target.value, "gate": gate, "recipe": order.recipe}
+    if order.task:  # orders without one are known by what they were known by before
+        document["task"] = order.task
     return sha256_bytes(json.dumps(document, sort_keys=True).encode())
 
 
@@ -49,6 +51,7 @@ def compression_values(compression: Compression) -> dict[str, Any]:
         "recipe_digest": recipe_digest(order),
         "gate": asdict(order.gate),
         "recipe": dict(order.recipe),
+        "task": dict(order.task) or None,
         "deployment": order.deployment,
         "state": compression.state.value,
         "progress": asdict(compression.progress),
@@ -68,6 +71,7 @@ def compression_of(row: Row[Any]) -> Compression:
         deployment=row.deployment,
         requested_time=row.requested_time,
         recipe=row.recipe or {},
+        task=row.task or {},
     )
     verdict = row.verdict
     return Compression(

@@ -39,6 +39,8 @@ COMPRESSIONS = Table(
     Column("gate", JSON, nullable=False),
     # null: of before there were recipes; the target's defaults.
     Column("recipe", JSON(none_as_null=True)),
+    # null: none is named.
+    Column("task", JSON(none_as_null=True)),
     Column("deployment", String(200), nullable=False),
     Column("state", String(16), nullable=False, index=True),
     Column("progress", JSON, nullable=False),

@@ -30,6 +30,7 @@ class WantedBy:
     targets: Sequence[Target]
     gate: GatePolicy
     recipe: Mapping[str, Any]
+    task: Mapping[str, Any]
 
 
 class RegistryDeployments:
@@ -53,6 +54,7 @@ class RegistryDeployments:
                 convert.targets_of(deployment),
                 convert.gate_from_proto(deployment.gate),
                 convert.recipe_from_proto(deployment.recipe),
+                convert.task_from_proto(deployment.task),
             )
             for deployment in response.deployments
         ]

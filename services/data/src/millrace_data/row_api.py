@@ -26,7 +26,8 @@ class RowServicer(rows_pb2_grpc.RowServiceServicer):
     ) -> pb.FindRowsResponse:
         hashes = [parsed(hash) for hash in request.hashes]
         file_id = names.last_id(request.file) if request.file else ""
-        found = self._rows.find(names.tenant_of(request.parent), hashes, file_id)
+        tenant = names.tenant_of(request.parent)
+        found = self._rows.find(tenant, hashes, file_id, only=request.names)
         return pb.FindRowsResponse(
             holders=[_holder(holder) for holder in found.holders],
             row_count=found.row_count,

@@ -1,6 +1,6 @@
 """Which files and datasets hold given rows."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from millrace_data.app import Bytes
@@ -44,8 +44,15 @@ class RowSearch:
         self._keeper = keeper
         self._bytes = stored
 
-    def find(self, tenant: str, hashes: Sequence[bytes], file_id: str = "") -> Found:
-        """Who holds ``hashes``, or any row of the file.
+    def find(
+        self,
+        tenant: str,
+        hashes: Sequence[bytes],
+        file_id: str = "",
+        *,
+        only: Collection[str] = (),
+    ) -> Found:
+        """Who holds ``hashes``, or any row of the file; of those named in ``only``, if any are.
 
         Raises:
             InvalidArgument: no rows, FILE_NOT_FOUND, INVALID_FILE, TOO_MANY_ROWS.
@@ -58,7 +65,7 @@ class RowSearch:
             raise InvalidArgument("name a row by its hash, or a file of rows", field="hashes")
         holders: list[Holder] = []
         unindexed: list[str] = []
-        for source in self._store.learnt_from(tenant):
+        for source in self._store.learnt_from(tenant, only):
             try:
                 holders += self._held_by(source, sorted(wanted))
             except NotIndexed:

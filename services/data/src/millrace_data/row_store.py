@@ -1,5 +1,6 @@
 """Rows' indexes of files: where each is. They stay when the file is deleted."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from millrace_data.domain import Content, File, FilePurpose, WorkState
 from millrace_data.rows import dataset_of, file_of
 from millrace_data.schema import DATASETS, FILES, ROW_INDEXES
+from millrace_runtime import names
 from millrace_runtime.database import Database
 
 _PENDING = "PENDING"
@@ -57,8 +59,9 @@ class RowStore:
             row = connection.execute(query).first()
         return None if row is None else file_of(row)
 
-    def learnt_from(self, tenant: str) -> list[LearntFrom]:
-        """All that a model of the tenant could have learnt from, oldest first."""
+    def learnt_from(self, tenant: str, only: Collection[str] = ()) -> list[LearntFrom]:
+        """All that a model of the tenant could have learnt from, oldest first; of those named in
+        ``only``, if any are."""
         files = select(FILES).where(
             FILES.c.tenant == tenant,
             FILES.c.purpose == FilePurpose.FINE_TUNE.value,
@@ -67,6 +70,10 @@ class RowStore:
         datasets = select(DATASETS).where(
             DATASETS.c.tenant == tenant, DATASETS.c.state == WorkState.SUCCEEDED.value
         )
+        if only:
+            ids = [names.last_id(name) for name in only if names.tenant_of(name) == tenant]
+            files = files.where(FILES.c.id.in_(ids))
+            datasets = datasets.where(DATASETS.c.id.in_(ids))
         found: list[LearntFrom] = []
         with self._database.transaction() as connection:
             for row in connection.execute(files.order_by(FILES.c.id)):

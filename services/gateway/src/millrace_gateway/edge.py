@@ -33,6 +33,7 @@ OPEN_PATHS = frozenset(("/livez", "/readyz", "/metrics", "/openapi.json", "/docs
 _UPLOAD_PATH = "/v1/files"
 _PART_PATH = re.compile(r"/v1/uploads/[^/]+/parts")
 _PART_BYTES = 64 * 2**20
+_ARTIFACTS_PATH = "/mlflow/api/2.0/mlflow-artifacts/artifacts/"
 # Whose answers say what the key has left.
 _GENERATION_PATHS = frozenset(
     ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
@@ -122,6 +123,8 @@ class Edge:
             limit += self._limits.file_bytes  # a form is a little larger than the file in it
         elif scope["method"] == "POST" and _PART_PATH.fullmatch(scope["path"]):
             limit += min(_PART_BYTES, self._limits.file_bytes)
+        elif scope["method"] == "PUT" and scope["path"].startswith(_ARTIFACTS_PATH):
+            limit = self._limits.file_bytes  # which is the body, and nothing else
         received = 0
 
         async def bounded() -> Message:

@@ -23,13 +23,14 @@ from millrace.compressor.v1 import service_pb2 as compressor_pb2
 from millrace.data.v1 import prompts_pb2, rows_pb2, uploads_pb2
 from millrace.data.v1 import service_pb2 as data_pb2
 from millrace.gateway.v1 import service_pb2 as gateway_pb2
-from millrace.registry.v1 import recalls_pb2
+from millrace.registry.v1 import recalls_pb2, serving_tunings_pb2
 from millrace.registry.v1 import service_pb2 as registry_pb2
 from millrace.trainer.v1 import service_pb2 as trainer_pb2
 from millrace.tuner.v1 import service_pb2 as tuner_pb2
 from millrace_gateway import convert, upstream
 from millrace_gateway.app import KeyRing, Keys, bearer
 from millrace_gateway.domain import Principal
+from millrace_gateway.rest import tasks
 from millrace_gateway.rest.compressions import checkpoint_reference
 from millrace_runtime import names
 from millrace_runtime.errors import InvalidArgument, MillraceError, NotFound
@@ -48,6 +49,7 @@ _MODULES = (
     ("compressor", compressor_pb2),
     ("registry", registry_pb2),
     ("registry", recalls_pb2),
+    ("registry", serving_tunings_pb2),
 )
 _INTERNAL = frozenset(("WatchRoutes", "ReportAnswers", "HoldVersion", "MatchDeployments"))
 _KEY_SERVICE = "millrace.gateway.v1.KeyService"
@@ -168,6 +170,7 @@ class Proxy(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # of bytes, both
             # Clients name a checkpoint; where its content lies is for its owner to say.
             reference = await checkpoint_reference(self._services, request.checkpoint.name)
             request.checkpoint.CopyFrom(reference)
+        await tasks.own_content(self._services, request)
         check(request)
         return _identified(request)
 

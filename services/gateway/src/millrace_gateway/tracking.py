@@ -6,7 +6,6 @@ here, and where a run's artifacts lie is the store's business: clients are sent 
 """
 
 import threading
-from pathlib import Path
 from typing import Any
 
 from millrace_runtime.errors import (
@@ -27,49 +26,12 @@ Answer = dict[str, Any]
 class Tracking:
     """MLflow's store behind tenants. Its methods block: call them in a thread."""
 
-    def __init__(self, uri: str | None) -> None:
+    def __init__(self, uri: str | None, data_root: str) -> None:
+        """``data_root``: where artifacts lie when neither MLflow nor its database says."""
         self._uri = uri
+        self._data_root = data_root
         self._lock = threading.Lock()
         self._store: Any = None
-
-    def artifacts(self, tenant: str, run_id: str, path: str) -> list[Answer]:
-        """The files and folders in a folder of a run's artifacts; their names alone.
-
-        Raises:
-            NotFound, InvalidArgument, FailedPrecondition, Unavailable
-        """
-        self.open()
-        from mlflow.exceptions import MlflowException
-
-        try:
-            found = self._repository(tenant, run_id).list_artifacts(_safe(path) or None)
-        except MlflowException as error:
-            raise meaning(error) from error
-        return [
-            {"path": one.path.rpartition("/")[2], "is_dir": one.is_dir}
-            | ({} if one.is_dir else {"file_size": one.file_size or 0})
-            for one in found
-        ]
-
-    def download(self, tenant: str, run_id: str, path: str, folder: Path) -> Path:
-        """One of a run's artifacts, copied into ``folder``.
-
-        Raises:
-            NotFound, InvalidArgument, FailedPrecondition, Unavailable
-        """
-        self.open()
-        from mlflow.exceptions import MlflowException
-
-        try:
-            repository = self._repository(tenant, run_id)
-            found = Path(repository.download_artifacts(_safe(path), str(folder)))
-        except MlflowException as error:
-            raise meaning(error) from error
-        except OSError as error:
-            raise NotFound(f"run {run_id} has no artifact {path!r}") from error
-        if not found.is_file():
-            raise NotFound(f"{path!r} is no file")
-        return found
 
     def open(self) -> None:
         """Import MLflow and connect, the first time.
@@ -90,16 +52,18 @@ class Tracking:
             from mlflow.tracking._tracking_service.utils import _get_store
 
             try:
-                self._store = _get_store(self._uri, artifact_root(self._uri))  # type: ignore[no-untyped-call]
+                root = artifact_root(self._uri) or f"{self._data_root}/mlflow-artifacts"
+                self._store = _get_store(self._uri, root)  # type: ignore[no-untyped-call]
             except Exception as error:  # whatever a database's driver raises
                 raise Unavailable(
                     "MLflow's store does not answer; tell the operator", reason="TRACKING_AWAY"
                 ) from error
 
-    def _repository(self, tenant: str, run_id: str) -> Any:
+    def repository(self, run: Any) -> Any:
+        """MLflow's ``ArtifactRepository`` of a run."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        return get_artifact_repository(self.run(tenant, run_id).info.artifact_uri)
+        return get_artifact_repository(run.info.artifact_uri, tracking_uri=self._uri)
 
     @property
     def store(self) -> Any:
@@ -156,16 +120,6 @@ def shown(experiment: Any) -> Any:
         last_update_time=experiment.last_update_time,
         tags=[ExperimentTag(key, value) for key, value in experiment.tags.items()],
     )
-
-
-def _safe(path: str) -> str:
-    """
-    Raises:
-        MlflowException: it leads out of the run's artifacts.
-    """
-    from mlflow.utils.uri import validate_path_is_safe
-
-    return str(validate_path_is_safe(path)) if path else ""  # type: ignore[no-untyped-call]
 
 
 def meaning(error: Any) -> MillraceError:

@@ -180,14 +180,6 @@ def _set_tag(tracking: Tracking, tenant: str, request: Any) -> Any:
     return request.Response()
 
 
-def _list_artifacts(tracking: Tracking, tenant: str, request: Any) -> Any:
-    response = request.Response(root_uri=_artifact_uri(_id(request)))
-    for one in tracking.artifacts(tenant, _id(request), request.path):
-        path = "/".join(part for part in (request.path, one["path"]) if part)
-        response.files.add(path=path, is_dir=one["is_dir"], file_size=one.get("file_size", 0))
-    return response
-
-
 def _search_logged_models(tracking: Tracking, tenant: str, request: Any) -> Any:
     """None: models are in the registry. MLflow's client asks before it lists artifacts."""
     return request.Response()
@@ -201,11 +193,11 @@ def _run(run: Any) -> Any:
 
 def _info(info: Any) -> Any:
     """A run's information, with the way to its artifacts through the gateway."""
-    info.artifact_uri = _artifact_uri(info.run_id)
+    info.artifact_uri = artifact_uri(info.run_id)
     return info
 
 
-def _artifact_uri(run_id: str) -> str:
+def artifact_uri(run_id: str) -> str:
     return f"mlflow-artifacts:/runs/{run_id}"
 
 
@@ -235,7 +227,6 @@ CALLS: Mapping[str, tuple[str, _Handler]] = {
     "runs/set-tag": ("SetTag", _set_tag),
     "metrics/get-history": ("GetMetricHistory", _metric_history),
     "logged-models/search": ("SearchLoggedModels", _search_logged_models),
-    "artifacts/list": ("ListArtifacts", _list_artifacts),
 }
 """By path: the request's message in MLflow's ``service.proto``, and what answers it."""
 
@@ -246,7 +237,6 @@ READS = frozenset(
         "experiments/search",
         "runs/get",
         "metrics/get-history",
-        "artifacts/list",
     )
 )
 """What is asked with GET."""

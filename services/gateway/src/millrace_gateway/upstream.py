@@ -24,6 +24,7 @@ from millrace.data.v1.service_pb2_grpc import DataServiceStub
 from millrace.data.v1.uploads_pb2_grpc import UploadServiceStub
 from millrace.registry.v1.recalls_pb2_grpc import RecallServiceStub
 from millrace.registry.v1.service_pb2_grpc import RegistryServiceStub
+from millrace.registry.v1.serving_tunings_pb2_grpc import ServingTuningServiceStub
 from millrace.trainer.v1.service_pb2_grpc import TrainerServiceStub
 from millrace.tuner.v1.graders_pb2_grpc import GraderServiceStub
 from millrace.tuner.v1.service_pb2_grpc import TunerServiceStub
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from millrace.data.v1.uploads_pb2_grpc import UploadServiceAsyncStub
     from millrace.registry.v1.recalls_pb2_grpc import RecallServiceAsyncStub
     from millrace.registry.v1.service_pb2_grpc import RegistryServiceAsyncStub
+    from millrace.registry.v1.serving_tunings_pb2_grpc import ServingTuningServiceAsyncStub
     from millrace.trainer.v1.service_pb2_grpc import TrainerServiceAsyncStub
     from millrace.tuner.v1.graders_pb2_grpc import GraderServiceAsyncStub
     from millrace.tuner.v1.service_pb2_grpc import TunerServiceAsyncStub
@@ -65,7 +67,7 @@ _Response = TypeVar("_Response")
 
 @dataclass(frozen=True)
 class Upstream:
-    """A stub for each service; data has four, the tuner and the registry two."""
+    """A stub for each service; data has four, the registry three, the tuner two."""
 
     data: "DataServiceAsyncStub"
     uploads: "UploadServiceAsyncStub"
@@ -77,6 +79,7 @@ class Upstream:
     compressor: "CompressorServiceAsyncStub"
     registry: "RegistryServiceAsyncStub"
     recalls: "RecallServiceAsyncStub"
+    serving_tunings: "ServingTuningServiceAsyncStub"
 
 
 def stubs(channels: Mapping[str, grpc.aio.Channel]) -> Upstream:
@@ -92,6 +95,7 @@ def stubs(channels: Mapping[str, grpc.aio.Channel]) -> Upstream:
         compressor=CompressorServiceStub(channels["compressor"]),
         registry=RegistryServiceStub(channels["registry"]),
         recalls=RecallServiceStub(channels["registry"]),
+        serving_tunings=ServingTuningServiceStub(channels["registry"]),
     )
 
 

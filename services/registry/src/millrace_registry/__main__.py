@@ -6,18 +6,17 @@ from pathlib import Path
 from millrace_registry.api import SERVICE_NAME, RegistryServicer
 from millrace_registry.app import RegistryApp
 from millrace_registry.control_loop import ControlLoop
-from millrace_registry.control_parts import control_of, endpoint_of
+from millrace_registry.control_parts import control_of
 from millrace_registry.domain import HoldRule
 from millrace_registry.events import FactRecorder, subscriptions
-from millrace_registry.lineage_store import Lineage
 from millrace_registry.provenance import provenance_of
 from millrace_registry.recall_api import RECALL_SERVICE_NAME, RecallServicer
-from millrace_registry.recall_app import RecallApp
-from millrace_registry.recall_store import Recalls, WatchedLineage
+from millrace_registry.recall_parts import recalls_of
 from millrace_registry.schema import OUTBOX
 from millrace_registry.settings import RegistrySettings
 from millrace_registry.store import Catalogue
-from millrace_registry.tuning.service import ServingTuner
+from millrace_registry.tuning.api import TUNING_SERVICE_NAME
+from millrace_registry.tuning.parts import tuning_of
 from millrace_registry.upstream import ArtifactReconciler
 from millrace_runtime import hosting
 from millrace_runtime.bus import Consumer
@@ -43,11 +42,10 @@ def build(settings: RegistrySettings) -> Service:
     control, controller = control_of(settings, database, record, content, provenance, relay.ring)
     loop = ControlLoop(controller, control, settings.control_seconds)
     catalogue = Catalogue(database, record)
-    recalls = Recalls(database, record)
-    recall_app = RecallApp(recalls, ring=relay.ring, ring_controller=loop.ring)
+    recalls, lineage, watch = recalls_of(settings, database, record, relay.ring, loop.ring)
     app = RegistryApp(
         catalogue,
-        WatchedLineage(Lineage(database), recalls, relay.ring),
+        lineage,
         content,
         ring=relay.ring,
         ring_controller=loop.ring,
@@ -55,17 +53,17 @@ def build(settings: RegistrySettings) -> Service:
         provenance=provenance,
         hold_rule=HoldRule(settings.held_versions, timedelta(seconds=settings.hold_seconds)),
     )
-    tuner = ServingTuner(endpoint_of(settings), app, content, loop.draining)
-    servicer = RegistryServicer(app, control, loop.draining, tuner)
+    tunings, tuner = tuning_of(settings, database, app, content, loop.ring, loop.draining)
+    servicer = RegistryServicer(app, control, loop.draining, tunings)
     return Service(
         name="registry",
         settings=settings,
         database=database,
         relay=relay,
         consumer=Consumer("registry", subscriptions(app)),
-        rpc_services=(SERVICE_NAME, RECALL_SERVICE_NAME),
-        register=RecallServicer(recall_app, servicer).register,
-        workers=[loop],
+        rpc_services=(SERVICE_NAME, RECALL_SERVICE_NAME, TUNING_SERVICE_NAME),
+        register=RecallServicer(recalls, servicer, tunings).register,
+        workers=[loop, tuner, watch],
         reconcile=ArtifactReconciler.at(settings.compressor_address, token, catalogue, app),
     )
 

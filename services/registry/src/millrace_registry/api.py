@@ -11,8 +11,7 @@ from millrace_registry import convert
 from millrace_registry.app import RegistryApp
 from millrace_registry.control_store import ControlStore
 from millrace_registry.domain import RequestKey
-from millrace_registry.tuning import convert as tuning_convert
-from millrace_registry.tuning.service import ServingTuner
+from millrace_registry.tuning.api import TuningServicer
 from millrace_runtime import idempotency, names, telemetry
 from millrace_runtime.errors import FailedPrecondition
 
@@ -24,7 +23,7 @@ _WATCH_SECONDS = 0.2
 class RegistryServicer(service_pb2_grpc.RegistryServiceServicer):
     """``millrace.registry.v1.RegistryService``; requests were validated by the interceptor.
 
-    ``draining`` ends the watches, so that the service can stop. Without a ``tuner`` no settings
+    ``draining`` ends the watches, so that the service can stop. Without ``tunings`` no settings
     are searched for.
     """
 
@@ -33,10 +32,10 @@ class RegistryServicer(service_pb2_grpc.RegistryServiceServicer):
         app: RegistryApp,
         control: ControlStore,
         draining: threading.Event,
-        tuner: ServingTuner | None = None,
+        tunings: TuningServicer | None = None,
     ) -> None:
         self._app = app
-        self._tuner = tuner
+        self._tunings = tunings
         self._control = control
         self._draining = draining
 
@@ -232,17 +231,11 @@ class RegistryServicer(service_pb2_grpc.RegistryServiceServicer):
     def TuneServing(
         self, request: pb.TuneServingRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.TuneServingResponse]:
-        if self._tuner is None:
+        if self._tunings is None:
             raise FailedPrecondition(
                 "this registry has no endpoint to try settings on", reason="NO_ENDPOINT"
             )
-        left = threading.Event()
-        if not context.add_callback(left.set):
-            return
-        tenant, id = convert.deployment_key(request.name)
-        wish = tuning_convert.wish_from_proto(request)
-        for news in self._tuner.tune(tenant, id, wish, left):
-            yield tuning_convert.news_to_proto(news)
+        yield from self._tunings.tune_serving(request, context)
 
     def GetLineage(
         self, request: pb.GetLineageRequest, context: grpc.ServicerContext

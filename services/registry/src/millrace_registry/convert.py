@@ -134,6 +134,7 @@ def deployment_from_proto(message: pb.Deployment, tenant: str, id: str) -> Deplo
         strategy=strategy_from_proto(message.strategy) or default.strategy,
         serving=_serving_from_proto(message.serving),
         recipe=document_of(message.recipe),
+        task=document_of(message.task),
         analysis=Analysis(**{field.name: value for field, value in message.analysis.ListFields()}),
     )
 
@@ -196,6 +197,7 @@ def deployment_to_proto(deployment: Deployment) -> pb.Deployment:
         strategy=strategy_to_proto(deployment.strategy),
         serving=serving_to_proto(deployment.serving),
         recipe=_parsed(deployment.recipe, compressor_pb2.Recipe()),
+        task=_parsed(deployment.task, compressor_pb2.Task()) if deployment.task else None,
         analysis=pb.Analysis(**asdict(deployment.analysis)),
         etag=str(deployment.revision),
         create_time=timestamp(deployment.create_time),

@@ -1,7 +1,8 @@
 """Models, versions, deployments and rollouts: what they are. Standard library only.
 
 version:  REGISTERED ──► ROLLING_OUT ──► SERVING ──► RETIRED
-               └─────────────┴──────────────┴──────► QUARANTINED  (for good)
+               └─────────────┴──────────────┴──────► QUARANTINED  (for good, unless by a recall
+                                                                     that is lifted)
 
 rollout:  PENDING ──► LOADING ─┬─► CANARY ───────────────┬─► SETTLED
              │                 ├─► SHADOW (─► CANARY) ───┤
@@ -97,6 +98,8 @@ class Gate:
     max_size_ratio: float | None = None
     max_latency_seconds: float | None = None
     max_size_bytes: int | None = None
+    max_task_score_decrease: float | None = None
+    min_task_score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -143,8 +146,8 @@ class RequestKey:
 
 @dataclass(frozen=True)
 class Deployment:
-    """Desired state: how one model is served. ``targets`` are the proto's names, ``recipe`` is the
-    compressor's own JSON, passed on as it came."""
+    """Desired state: how one model is served. ``targets`` are the proto's names; ``recipe`` and
+    ``task`` (empty: none) are the compressor's own JSON, passed on as it came."""
 
     tenant: str
     id: str
@@ -157,6 +160,7 @@ class Deployment:
     strategy: Strategy = field(default_factory=Canary)
     serving: Serving = Serving()
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    task: Mapping[str, Any] = field(default_factory=dict)
     analysis: Analysis = field(default_factory=Analysis)
     revision: int = 1
 

@@ -79,20 +79,28 @@ class Facts:
     def job_started(self, event: Event) -> None:
         fact = event.message
         assert isinstance(fact, tuner_events.JobStarted)
-        nodes = [named(fact.base_version), LineageNode(fact.job, "job")]
-        self._app.learn(nodes, [LineageEdge(fact.base_version, fact.job)])
+        taught, edges = _teaching(fact.companions, fact.job)
+        nodes = [named(fact.base_version), *taught, LineageNode(fact.job, "job")]
+        edges.append(LineageEdge(fact.base_version, fact.job))
+        if fact.training_file:  # tuners of before did not say
+            nodes.append(named(fact.training_file))
+            edges.append(LineageEdge(fact.training_file, fact.job))
+        self._app.learn(nodes, edges)
 
     def tuned(self, event: Event) -> None:
         fact = event.message
         assert isinstance(fact, tuner_events.CheckpointFinished)
+        taught, taught_edges = _teaching(fact.companions, fact.job)
         nodes = [
             named(fact.base_version),
+            *taught,
             # Of a directory the digest is that of the member that was read, and not its own.
             named(fact.training_file, fact.training_file_digest),
             LineageNode(fact.job, "job"),
             LineageNode(fact.checkpoint, "checkpoint", fact.content.digest),
         ]
         edges = [
+            *taught_edges,
             LineageEdge(fact.base_version, fact.job),
             LineageEdge(fact.training_file, fact.job),
             LineageEdge(fact.job, fact.checkpoint),
@@ -131,6 +139,23 @@ def named(name: str, file_digest: str = "") -> LineageNode:
     collection = name.rpartition("/")[0].rpartition("/")[2]
     kind = _KINDS.get(collection, collection.removesuffix("s"))  # a newer tuner may name others
     return LineageNode(name, kind, file_digest if kind == "file" else "")
+
+
+def _teaching(companions: Sequence[str], job: str) -> tuple[list[LineageNode], list[LineageEdge]]:
+    """Teachers, reward models and judges lead to the job as its base does.
+
+    Of a reward model's checkpoint no fact tells, since it is not served: it is of its job.
+    """
+    nodes: list[LineageNode] = []
+    edges: list[LineageEdge] = []
+    for companion in companions:
+        nodes.append(named(companion))
+        edges.append(LineageEdge(companion, job))
+        maker, _, is_checkpoint = companion.partition("/checkpoints/")
+        if is_checkpoint:
+            nodes.append(named(maker))
+            edges.append(LineageEdge(maker, companion))
+    return nodes, edges
 
 
 def base_model_of(model: str) -> str:

@@ -1,7 +1,7 @@
 """Recalls: what is recalled, what learnt from it, and what has become of that. No database here.
 
-A recall that does more than report stands: a version that turns out to be made of its causes,
-however late, is not served either.
+A recall that does more than report stands until it is lifted: a version that turns out to be made
+of its causes, however late, is not served either, and what holds its rows later is a cause too.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from millrace_registry.domain import LineageEdge, LineageNode, Version, VersionS
 Key = tuple[str, str, int]
 """(tenant, model, number) of a version."""
 
+_WHY = "recalled by "
 _LIVE = (VersionState.SERVING, VersionState.ROLLING_OUT)
 
 
@@ -35,20 +36,37 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True)
+class Sought:
+    """The rows that are recalled: their hashes (``sha256:…``), and all rows of ``file``, the name
+    of an uploaded one (empty: none)."""
+
+    hashes: tuple[str, ...] = ()
+    file: str = ""
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.hashes and not self.file
+
+
+@dataclass(frozen=True)
 class Cause:
     """A file or a dataset that holds what is recalled; ``is_heldout``: models were judged by that
-    part, and nothing follows. ``hashes``: the first of the rows."""
+    part, and nothing follows. ``hashes``: the first of the rows. ``join_time``: when the standing
+    recall found its rows there; None: it was made with it."""
 
     name: str
     digest: str = ""
     is_heldout: bool = False
     row_count: int = 0
     hashes: tuple[str, ...] = ()
+    join_time: datetime | None = None
 
 
 @dataclass(frozen=True)
 class Met:
-    """A version that learnt from a cause, as the recall met it, and what it did."""
+    """A version that learnt from a cause, as the recall met it, and what it did.
+
+    ``reason_before``: what was the matter with it, other than recalls."""
 
     model: str
     number: int
@@ -56,6 +74,7 @@ class Met:
     was_live: bool
     outcome: Outcome
     successor: int = 0
+    reason_before: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,7 +88,9 @@ class Recalled:
 
 @dataclass(frozen=True)
 class Recall:
-    """``nodes`` and ``edges``: all that was made of the causes; of one that is read alone."""
+    """``nodes`` and ``edges``: all that was made of the causes; of one that is read alone.
+
+    ``sought``: of one that is about to be made."""
 
     tenant: str
     id: str
@@ -82,6 +103,14 @@ class Recall:
     versions: tuple[Recalled, ...] = ()
     nodes: tuple[LineageNode, ...] = ()
     edges: tuple[LineageEdge, ...] = ()
+    sought: Sought = Sought()
+    lift_time: datetime | None = None
+    lift_reason: str = ""
+
+    @property
+    def stands(self) -> bool:
+        """What is made of its causes is not served."""
+        return self.action != Action.REPORT and self.lift_time is None
 
     @property
     def name(self) -> str:
@@ -90,7 +119,12 @@ class Recall:
     @property
     def why(self) -> str:
         """What is kept with the versions that it takes out."""
-        return f"recalled by {self.id}" + (f": {self.reason}" if self.reason else "")
+        return f"{_WHY}{self.id}" + (f": {self.reason}" if self.reason else "")
+
+
+def is_recalls(reason: str) -> bool:
+    """Whether it is a recall that says so."""
+    return reason.startswith(_WHY)
 
 
 def key_of(version: Version) -> Key:

@@ -1,15 +1,17 @@
 """The gRPC face of recalls: convert, call, convert."""
 
 from dataclasses import asdict
+from datetime import datetime
 from typing import Protocol
 
 import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from millrace.registry.v1 import recalls_pb2 as pb
 from millrace.registry.v1 import recalls_pb2_grpc, service_pb2
 from millrace_registry import convert
 from millrace_registry.domain import RequestKey, VersionState
-from millrace_registry.recall import Action, Cause, Outcome, Recall, Recalled
+from millrace_registry.recall import Action, Cause, Outcome, Recall, Recalled, Sought
 from millrace_registry.recall_app import RecallApp, Wish
 from millrace_runtime import idempotency, names
 
@@ -50,6 +52,7 @@ class RecallServicer(recalls_pb2_grpc.RecallServiceServicer):
             reason=request.reason,
             causes=tuple(map(_cause, request.causes)),
             unindexed=tuple(request.unindexed),
+            sought=Sought(tuple(request.hashes), request.file),
         )
         key = RequestKey(request.request_id, idempotency.request_digest(request))
         return pb.CreateRecallResponse(recall=_recall(self._recalls.create(wish, key)))
@@ -67,6 +70,13 @@ class RecallServicer(recalls_pb2_grpc.RecallServiceServicer):
         tenant = names.tenant_of(request.parent)
         found, token = self._recalls.page(tenant, request.page_size, request.page_token)
         return pb.ListRecallsResponse(recalls=map(_recall, found), next_page_token=token)
+
+    def LiftRecall(
+        self, request: pb.LiftRecallRequest, context: grpc.ServicerContext
+    ) -> pb.LiftRecallResponse:
+        parts = names.parse(_RECALL_NAME, request.name)
+        lifted = self._recalls.lift(parts["tenant"], parts["recall"], request.reason)
+        return pb.LiftRecallResponse(recall=_recall(lifted))
 
 
 def _cause(message: pb.RecallCause) -> Cause:
@@ -90,7 +100,13 @@ def _recall(recall: Recall) -> pb.Recall:
         nodes=[service_pb2.LineageNode(**asdict(node)) for node in recall.nodes],
         edges=[service_pb2.LineageEdge(**asdict(edge)) for edge in recall.edges],
         versions=[_recalled(recall.tenant, version) for version in recall.versions],
+        lift_time=_moment(recall.lift_time),
+        lift_reason=recall.lift_reason,
     )
+
+
+def _moment(moment: datetime | None) -> Timestamp | None:
+    return None if moment is None else convert.timestamp(moment)
 
 
 def _cause_message(cause: Cause) -> pb.RecallCause:
@@ -100,6 +116,7 @@ def _cause_message(cause: Cause) -> pb.RecallCause:
         held_out=cause.is_heldout,
         row_count=cause.row_count,
         hashes=cause.hashes,
+        join_time=_moment(cause.join_time),
     )
 
 

@@ -9,7 +9,16 @@ from sqlalchemy import Connection, select
 from millrace.registry.v1 import events_pb2
 from millrace_registry.domain import Version, VersionState
 from millrace_registry.hold_store import held_now
-from millrace_registry.recall import Action, Key, Met, Outcome, Recall, is_live, key_of
+from millrace_registry.recall import (
+    Action,
+    Key,
+    Met,
+    Outcome,
+    Recall,
+    is_live,
+    is_recalls,
+    key_of,
+)
 from millrace_registry.rollout_store import lock_unended
 from millrace_registry.schema import MODELS
 from millrace_registry.transitions import (
@@ -106,5 +115,6 @@ class Effects:
 
 
 def _met(version: Version, live: set[Key], outcome: Outcome, successor: int = 0) -> Met:
-    key = key_of(version)
-    return Met(version.model, version.number, version.state, key in live, outcome, successor)
+    was_live = key_of(version) in live
+    reason = "" if is_recalls(version.state_reason) else version.state_reason
+    return Met(version.model, version.number, version.state, was_live, outcome, successor, reason)

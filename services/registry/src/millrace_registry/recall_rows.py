@@ -2,19 +2,27 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, select, update
 
-from millrace_registry.domain import VersionState
+from millrace_registry.domain import Version, VersionState
 from millrace_registry.lineage_store import ends, nodes_of, upstream
-from millrace_registry.recall import Action, Cause, Met, Outcome, Recall
-from millrace_registry.schema import RECALL_CAUSES, RECALL_LOCKS, RECALL_VERSIONS, RECALLS
+from millrace_registry.recall import Action, Cause, Met, Outcome, Recall, is_recalls
+from millrace_registry.schema import (
+    RECALL_CAUSES,
+    RECALL_LOCKS,
+    RECALL_ROWS,
+    RECALL_VERSIONS,
+    RECALLS,
+    VERSIONS,
+)
 from millrace_registry.upsert import insert
 
 _STANDING = (Action.QUARANTINE, Action.ROLL_BACK)
 # What recalls name; a version of equal bytes has a lineage of its own.
-_CAUSES = ("file", "dataset")
+CAUSE_KINDS = ("file", "dataset")
 
 
 def lock(connection: Connection, tenant: str) -> None:
@@ -39,8 +47,45 @@ def add(connection: Connection, recall: Recall, request: dict[str, str | None]) 
     }
     connection.execute(RECALLS.insert().values(**values, **request))
     for cause in recall.causes:
-        values = {**vars(cause), "recall": recall.id, "hashes": list(cause.hashes)}
-        connection.execute(RECALL_CAUSES.insert().values(**values))
+        add_cause(connection, recall, cause)
+    if recall.stands and not recall.sought.is_empty:
+        rows = {"hashes": list(recall.sought.hashes), "file": recall.sought.file}
+        connection.execute(RECALL_ROWS.insert().values(recall=recall.id, **rows))
+
+
+def add_cause(connection: Connection, recall: Recall, cause: Cause) -> bool:
+    """Whether it is new."""
+    values = {**vars(cause), "recall": recall.id, "hashes": list(cause.hashes)}
+    statement = insert(connection, RECALL_CAUSES).values(**values).on_conflict_do_nothing()
+    added = connection.execute(statement.returning(RECALL_CAUSES.c.name))
+    return added.first() is not None
+
+
+def add_unindexed(connection: Connection, recall: Recall, names: Iterable[str]) -> None:
+    known = sorted({*recall.unindexed, *names})
+    statement = update(RECALLS).where(RECALLS.c.id == recall.id)
+    connection.execute(statement.values(unindexed=known))
+
+
+def set_lifted(connection: Connection, recall: Recall, now: datetime, reason: str) -> None:
+    statement = update(RECALLS).where(RECALLS.c.id == recall.id)
+    connection.execute(statement.values(lift_time=now, lift_reason=reason))
+
+
+def keep_out(connection: Connection, version: Version, reason: str) -> Version:
+    """Quarantine a version that a recall has quarantined: what a person says outlasts the recall.
+
+    Under ``lock``. Where it was no recall, the first reason stays.
+    """
+    if not is_recalls(version.state_reason):
+        return version
+    statement = update(VERSIONS).where(
+        VERSIONS.c.tenant == version.tenant,
+        VERSIONS.c.model == version.model,
+        VERSIONS.c.number == version.number,
+    )
+    connection.execute(statement.values(state_reason=reason))
+    return replace(version, state_reason=reason)
 
 
 def add_met(connection: Connection, recall: Recall, met: Iterable[Met]) -> None:
@@ -85,6 +130,7 @@ def standing_against(connection: Connection, tenant: str, names: Iterable[str]) 
         select(RECALLS, RECALL_CAUSES.c.name.label("cause"), RECALL_CAUSES.c.digest)
         .join(RECALL_CAUSES, RECALL_CAUSES.c.recall == RECALLS.c.id)
         .where(RECALLS.c.tenant == tenant, RECALLS.c.action.in_(standing))
+        .where(RECALLS.c.lift_time.is_(None))
         .where(RECALL_CAUSES.c.is_heldout.is_(False))
         .order_by(RECALLS.c.id)
     )
@@ -94,7 +140,9 @@ def standing_against(connection: Connection, tenant: str, names: Iterable[str]) 
     asked = set(names)
     above = asked | ends(upstream(connection, asked))
     digests = {
-        node.digest for node in nodes_of(connection, above) if node.digest and node.kind in _CAUSES
+        node.digest
+        for node in nodes_of(connection, above)
+        if node.digest and node.kind in CAUSE_KINDS
     }
     found = [recall_of(row) for row in rows if row.cause in above or row.digest in digests]
     return min(found, key=lambda recall: _STANDING.index(recall.action), default=None)
@@ -109,12 +157,14 @@ def recall_of(row: Row[Any]) -> Recall:
         create_time=row.create_time,
         unindexed=tuple(row.unindexed),
         traceparent=row.traceparent,
+        lift_time=row.lift_time,
+        lift_reason=row.lift_reason or "",
     )
 
 
 def _cause_of(row: Row[Any]) -> Cause:
     hashes: Sequence[str] = row.hashes
-    return Cause(row.name, row.digest, row.is_heldout, row.row_count, tuple(hashes))
+    return Cause(row.name, row.digest, row.is_heldout, row.row_count, tuple(hashes), row.join_time)
 
 
 def _met_of(row: Row[Any]) -> Met:
@@ -125,4 +175,5 @@ def _met_of(row: Row[Any]) -> Met:
         was_live=row.was_live,
         outcome=Outcome(row.outcome),
         successor=row.successor,
+        reason_before=row.reason_before or "",
     )

@@ -6,7 +6,8 @@ from datetime import datetime
 
 from sqlalchemy import Connection, select
 
-from millrace_registry import recall_rows
+from millrace.registry.v1 import events_pb2
+from millrace_registry import recall_looks, recall_rows
 from millrace_registry.catalogue import Lineage
 from millrace_registry.domain import (
     LineageEdge,
@@ -18,12 +19,15 @@ from millrace_registry.domain import (
 )
 from millrace_registry.hold_store import held_now
 from millrace_registry.lineage_store import downstream, ends, nodes_of
-from millrace_registry.recall import Action, Key, Met, Outcome, Recall, Recalled, is_live
+from millrace_registry.recall import Action, Cause, Key, Met, Outcome, Recall, Recalled, is_live
 from millrace_registry.recall_effects import Effects
+from millrace_registry.recall_lift import Release
+from millrace_registry.recall_looks import Held, Search
 from millrace_registry.schema import NODES, RECALLS
 from millrace_registry.transitions import RecordFact, read_version
 from millrace_runtime import idempotency, names
 from millrace_runtime.database import Database
+from millrace_runtime.errors import FailedPrecondition
 
 
 class Recalls:
@@ -83,11 +87,63 @@ class Recalls:
                 if recall is not None:
                     reached = {*ours, *ends(downstream(connection, ours))}
                     versions = _versions(connection, tenant, reached)
-                    met = {(m.model, m.number) for m in recall_rows.met_by(connection, recall)}
-                    new = [v for v in versions if (v.model, v.number) not in met]
+                    new = _not_met(connection, recall, versions)
                     self._act(connection, recall, new)
                     found = found or bool(new)
         return found
+
+    def join(self, search: Search, held: Held) -> bool:
+        """Remember that a recall has looked, and deal with what its rows were found in; whether
+        that is new."""
+        with self._database.transaction() as connection:
+            recall_rows.lock(connection, search.tenant)
+            recall = recall_rows.read(connection, search.tenant, search.recall)
+            if recall is None or not recall.stands:
+                return False
+            recall_looks.add(connection, recall, search.names)
+            if set(held.unindexed) - set(recall.unindexed):
+                recall_rows.add_unindexed(connection, recall, held.unindexed)
+            joined = [replace(cause, join_time=self._now()) for cause in held.causes]
+            new = [cause for cause in joined if recall_rows.add_cause(connection, recall, cause)]
+            for cause in new:
+                self._say_extended(connection, recall, cause)
+            grown = replace(recall, causes=(*recall.causes, *new))
+            versions = _not_met(connection, recall, affected(connection, grown)) if new else []
+            self._act(connection, recall, versions)
+            return bool(new)
+
+    def lift(self, tenant: str, id: str, reason: str) -> Recall | None:
+        """End a standing recall; one that was lifted before stays as it is. None: there is none.
+
+        Raises:
+            FailedPrecondition: RECALL_REPORTED, it never stood.
+        """
+        with self._database.transaction() as connection:
+            recall_rows.lock(connection, tenant)
+            found = recall_rows.read(connection, tenant, id)
+            if found is None:
+                return None
+            if found.action == Action.REPORT:
+                raise FailedPrecondition(
+                    f"{id} reported, and keeps nothing out of service", reason="RECALL_REPORTED"
+                )
+            if found.lift_time is None:
+                found = replace(found, lift_time=self._now(), lift_reason=reason)
+                recall_rows.set_lifted(connection, found, self._now(), reason)
+                recall_looks.forget(connection, found)
+                release = Release(connection, found, self._record, self._now())
+                release.of(recall_rows.met_by(connection, found))
+            return self._whole(connection, found)
+
+    def _say_extended(self, connection: Connection, recall: Recall, cause: Cause) -> None:
+        fact = events_pb2.RecallExtended(
+            recall=recall.name,
+            cause=cause.name,
+            digest=cause.digest,
+            held_out=cause.is_heldout,
+            row_count=cause.row_count,
+        )
+        self._record(connection, recall.tenant, fact, recall.traceparent)
 
     def _act(self, connection: Connection, recall: Recall, versions: Sequence[Version]) -> None:
         met = Effects(connection, recall, self._record, self._now()).on(versions)
@@ -112,12 +168,21 @@ class WatchedLineage:
     """Lineage in which standing recalls look at all that is new.
 
     Facts come in any order: a version may be registered before it is known what it was made of.
+    ``ring`` says that versions were dealt with; ``ring_watch``, that there is a file or a dataset
+    that may hold recalled rows (``recall_watch``).
     """
 
-    def __init__(self, lineage: Lineage, recalls: Recalls, ring: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        lineage: Lineage,
+        recalls: Recalls,
+        ring: Callable[[], None],
+        ring_watch: Callable[[], None] = lambda: None,
+    ) -> None:
         self._lineage = lineage
         self._recalls = recalls
         self._ring = ring
+        self._ring_watch = ring_watch
 
     def add(
         self,
@@ -128,6 +193,8 @@ class WatchedLineage:
         self._lineage.add(nodes, edges, times)
         if self._recalls.enforce({node.name for node in nodes} | ends(edges)):
             self._ring()
+        if any(node.kind in recall_rows.CAUSE_KINDS for node in nodes):
+            self._ring_watch()
 
     def find(self, tenant: str, reference: str) -> LineageNode | None:
         return self._lineage.find(tenant, reference)
@@ -148,7 +215,7 @@ def made_of(connection: Connection, recall: Recall) -> tuple[set[str], set[Linea
     digests = sorted({cause.digest for cause in learnt if cause.digest})
     same = select(NODES.c.name).where(
         NODES.c.digest.in_(digests),
-        NODES.c.kind.in_(("file", "dataset")),
+        NODES.c.kind.in_(recall_rows.CAUSE_KINDS),
         NODES.c.name.startswith(f"tenants/{recall.tenant}/", autoescape=True),
     )
     starts = {*(cause.name for cause in learnt), *connection.execute(same).scalars()}
@@ -164,6 +231,11 @@ def _versions(connection: Connection, tenant: str, reached: set[str]) -> list[Ve
             parts = names.parse("tenants/{tenant}/models/{model}/versions/{number}", node.name)
             found.append(read_version(connection, tenant, parts["model"], int(parts["number"])))
     return sorted((v for v in found if v is not None), key=lambda v: (v.model, v.number))
+
+
+def _not_met(connection: Connection, recall: Recall, versions: Iterable[Version]) -> list[Version]:
+    met = {(m.model, m.number) for m in recall_rows.met_by(connection, recall)}
+    return [v for v in versions if (v.model, v.number) not in met]
 
 
 def _recalled(connection: Connection, tenant: str, met: Met, held: set[Key]) -> Recalled:
@@ -199,7 +271,8 @@ def refusal(connection: Connection, version: Version) -> Refusal:
         return Refusal()
     is_for_good = recall.action == Action.QUARANTINE
     outcome = Outcome.QUARANTINED if is_for_good else Outcome.ROLLED_BACK
-    met = Met(version.model, version.number, VersionState.REGISTERED, False, outcome)
+    state, reason = VersionState.REGISTERED, version.state_reason
+    met = Met(version.model, version.number, state, False, outcome, reason_before=reason)
     recall_rows.add_met(connection, recall, [met])
     if is_for_good:
         return Refusal(recall.name, damage=recall.why)

@@ -99,6 +99,7 @@ def deployment_values(deployment: Deployment) -> dict[str, Any]:
         "canary": _strategy_document(deployment.strategy),
         "serving": asdict(deployment.serving),
         "recipe": dict(deployment.recipe),
+        "task": dict(deployment.task) or None,
         "analysis": asdict(deployment.analysis),
         "revision": deployment.revision,
         "create_time": deployment.create_time,
@@ -119,6 +120,7 @@ def deployment_of(row: Row[Any]) -> Deployment:
         strategy=_strategy_of(row.canary),
         serving=_serving_of(row.serving),
         recipe=row.recipe or {},
+        task=row.task or {},
         analysis=Analysis(**(row.analysis or {})),
         revision=row.revision,
     )

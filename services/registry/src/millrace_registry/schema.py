@@ -86,6 +86,8 @@ DEPLOYMENTS = Table(
     Column("serving", JSON(none_as_null=True)),
     # null: the targets' defaults.
     Column("recipe", JSON(none_as_null=True)),
+    # null: none is named.
+    Column("task", JSON(none_as_null=True)),
     # null: the defaults.
     Column("analysis", JSON(none_as_null=True)),
     Column("revision", Integer, nullable=False),
@@ -233,7 +235,7 @@ NODES = Table(
     "lineage_nodes",
     METADATA,
     Column("name", String(400), primary_key=True),
-    Column("kind", String(32), nullable=False),
+    Column("kind", String(32), nullable=False, index=True),
     Column("digest", String(80), nullable=False, index=True),
     # When it came to be, where a fact said so.
     Column("time", UtcDateTime),
@@ -252,6 +254,9 @@ RECALLS = Table(
     Column("unindexed", JSON, nullable=False),
     Column("traceparent", String(64), nullable=False),
     Column("create_time", UtcDateTime, nullable=False),
+    # null: it was not lifted.
+    Column("lift_time", UtcDateTime),
+    Column("lift_reason", Text),
     *request_columns(),
     Index("recalls_tenant_id", "tenant", "id"),
 )
@@ -266,6 +271,26 @@ RECALL_CAUSES = Table(
     Column("digest", String(80), nullable=False),
     Column("row_count", BigInteger, nullable=False),
     Column("hashes", JSON, nullable=False),
+    # When the standing recall found its rows there; null: it was made with it.
+    Column("join_time", UtcDateTime),
+)
+
+# The rows that a recall is about, which it looks for while it stands: hashes, and a file's name
+# (empty: none). Of recalls that were made before rows were kept there is none.
+RECALL_ROWS = Table(
+    "recall_rows",
+    METADATA,
+    Column("recall", String(80), primary_key=True),
+    Column("hashes", JSON, nullable=False),
+    Column("file", String(400), nullable=False),
+)
+
+# The files and datasets in which a standing recall has looked for its rows.
+RECALL_LOOKS = Table(
+    "recall_looks",
+    METADATA,
+    Column("recall", String(80), primary_key=True),
+    Column("name", String(400), primary_key=True),
 )
 
 # The versions that a recall has met, and what it did about each.
@@ -279,6 +304,8 @@ RECALL_VERSIONS = Table(
     Column("was_live", Boolean, nullable=False),
     Column("outcome", String(16), nullable=False),
     Column("successor", BigInteger, nullable=False),
+    # What was the matter with it already; null: unknown.
+    Column("reason_before", Text),
 )
 
 EDGES = Table(
@@ -287,4 +314,43 @@ EDGES = Table(
     Column("cause", String(400), primary_key=True),
     Column("effect", String(400), primary_key=True),
     Index("lineage_edges_effect", "effect"),
+)
+
+# Searches for the settings that a deployment's model is served with best.
+SERVING_TUNINGS = Table(
+    "serving_tunings",
+    METADATA,
+    Column("id", String(80), primary_key=True),
+    Column("tenant", String(63), nullable=False),
+    Column("deployment", String(80), nullable=False),
+    Column("model", String(256), nullable=False),
+    # The deployment until it has ended, then null: one at a time.
+    Column("active_deployment", String(80), unique=True),
+    # Where it was begun: what is measured on another machine says nothing here; null: not begun.
+    Column("endpoint", String(200)),
+    Column("state", String(16), nullable=False, index=True),
+    Column("wish", JSON, nullable=False),
+    # What all its looks stand on; null: not begun.
+    Column("plan", JSON(none_as_null=True)),
+    Column("progress", JSON, nullable=False),
+    Column("result", JSON(none_as_null=True)),
+    Column("failure_reason", String(128)),
+    Column("failure_message", Text),
+    # In a row that brought no look further.
+    Column("attempts", Integer, nullable=False),
+    Column("traceparent", String(64), nullable=False),
+    Column("create_time", UtcDateTime, nullable=False),
+    Column("start_time", UtcDateTime),
+    Column("finish_time", UtcDateTime),
+    *lease_columns(),
+    *request_columns(),
+    Index("serving_tunings_tenant_id", "tenant", "id"),
+)
+
+SERVING_TRIALS = Table(
+    "serving_trials",
+    METADATA,
+    Column("tuning", String(80), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("document", JSON, nullable=False),
 )

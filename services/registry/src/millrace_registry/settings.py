@@ -18,6 +18,7 @@ class RegistrySettings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="MILLRACE_REGISTRY_")
 
     database_url: str = "sqlite:///.millrace/databases/registry.db"
+    data_address: str = Field("127.0.0.1:8086", description="host:port of the data service")
     compressor_address: str = Field("127.0.0.1:8092", description="host:port of the compressor")
     triton_grpc_address: str = Field("127.0.0.1:8084", description="host:port of Triton's gRPC")
     triton_model_repository: Path = Field(

@@ -214,9 +214,10 @@ class Catalogue:
     def quarantine(self, tenant: str, model: str, number: int, reason: str) -> Version | None:
         """Take a version out of service for good; the newest retired one takes its place."""
         with self._database.transaction() as connection:
+            recall_rows.lock(connection, tenant)
             version = read_version(connection, tenant, model, number)
             if version is None or version.state == VersionState.QUARANTINED:
-                return version
+                return version and recall_rows.keep_out(connection, version, reason)
             for rollout in rollout_store.lock_unended(connection, tenant, model):
                 if rollout.to_version == number:
                     self._reverse(connection, rollout, f"the version was quarantined: {reason}")
@@ -388,9 +389,8 @@ def _version_of_compression(
 
 
 def _next_number(connection: Connection, version: Version) -> int:
-    highest = select(func.max(VERSIONS.c.number)).where(
-        *scope(VERSIONS, version.tenant, version.model)
-    )
+    of_model = scope(VERSIONS, version.tenant, version.model)
+    highest = select(func.max(VERSIONS.c.number)).where(*of_model)
     return (connection.execute(highest).scalar_one() or 0) + 1
 
 

@@ -92,7 +92,7 @@ def write_alias(connection: Connection, tenant: str, model: str, alias: str, ver
 def set_version_state(
     connection: Connection, version: tuple[str, str, int], state: VersionState, **values: Any
 ) -> None:
-    """Change a version's state; a quarantined one stays so for good."""
+    """Change a version's state; a quarantined one stays so (but ``recall_lift``)."""
     connection.execute(
         update(VERSIONS)
         .where(_is_version(*version), VERSIONS.c.state != VersionState.QUARANTINED.value)
@@ -139,7 +139,8 @@ def is_recalled() -> ColumnElement[bool]:
     recalled = (
         select(RECALLS.c.id)
         .join(RECALL_VERSIONS, RECALL_VERSIONS.c.recall == RECALLS.c.id)
-        .where(RECALLS.c.action != "REPORT", RECALLS.c.tenant == VERSIONS.c.tenant)
+        .where(RECALLS.c.action != "REPORT", RECALLS.c.lift_time.is_(None))
+        .where(RECALLS.c.tenant == VERSIONS.c.tenant)
         .where(RECALL_VERSIONS.c.model == VERSIONS.c.model)
         .where(RECALL_VERSIONS.c.number == VERSIONS.c.number)
     )

@@ -9,6 +9,7 @@ from millrace_runtime import names, paging, telemetry
 from millrace_runtime.errors import FailedPrecondition, InvalidArgument, NotFound
 from millrace_tuner import (
     adapter_rules,
+    companions,
     hyperparameters,
     method_rules,
     prompt_rules,
@@ -21,7 +22,6 @@ from millrace_tuner import (
 from millrace_tuner.domain import (
     BaseVersion,
     Checkpoint,
-    Companion,
     FileReference,
     Integration,
     Job,
@@ -33,13 +33,7 @@ from millrace_tuner.domain import (
     WrongState,
     utc_now,
 )
-from millrace_tuner.methods import (
-    Adapter,
-    Distillation,
-    Hyperparameters,
-    Method,
-    ProximalPolicy,
-)
+from millrace_tuner.methods import Adapter, Hyperparameters, Method
 from millrace_tuner.model_ids import new_model_id
 from millrace_tuner.prompt import PromptWish
 from millrace_tuner.recovery import Recovery
@@ -193,7 +187,8 @@ class TunerApp:
             method=setting.method,
             hyperparameters=setting.hyperparameters,
             adapter=setting.adapter,
-            companion=self._companion(tenant, wish.method),
+            companion=companions.companion_of(self._jobs, self._version, tenant, wish.method),
+            judges=companions.judges_of(self._models, tenant, wish.method),
             sweep=sweep_rules.resolve(wish.sweep, setting),
             integration=tracking_rules.allowed(wish.integration, self._is_tracking),
             prompt=prompt_rules.resolve(self._files, tenant, wish.prompt, wish.method),
@@ -220,26 +215,6 @@ class TunerApp:
                 reason="MODEL_NOT_FOUND",
                 field=field,
             ) from None
-
-    def _companion(self, tenant: str, method: Method) -> Companion | None:
-        if isinstance(method, Distillation):
-            base = self._version(tenant, method.teacher, "method.distillation.teacher")
-            return Companion(base.name, base.checkpoint)
-        if isinstance(method, ProximalPolicy):
-            return self._reward_model(tenant, method.reward_model)
-        return None
-
-    def _reward_model(self, tenant: str, reference: str) -> Companion:
-        job = self._jobs.made_model(tenant, reference)
-        final = None if job is None else self._jobs.final_checkpoint(job.id)
-        if job is None or final is None or job.plan.method.kind != "reward":
-            raise InvalidArgument(
-                f"there is no reward model {reference!r}; name a job of the method 'reward' that "
-                "has ended, or the model that it made",
-                reason="MODEL_NOT_FOUND",
-                field="method.ppo.reward_model",
-            )
-        return Companion(final.name, final.content)
 
     def get(self, tenant: str, id: str) -> Job:
         """

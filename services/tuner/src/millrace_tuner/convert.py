@@ -273,7 +273,11 @@ def fact_to_proto(fact: Fact) -> Message:
     match fact:
         case JobStarted():
             return events.JobStarted(
-                job=job.name, base_version=job.plan.base.name, tuned_model=job.tuned_model
+                job=job.name,
+                base_version=job.plan.base.name,
+                tuned_model=job.tuned_model,
+                training_file=job.plan.training_file.name,
+                companions=job.plan.companions,
             )
         case JobSucceeded():
             return events.JobSucceeded(
@@ -303,6 +307,7 @@ def _checkpoint_finished(job: Job, checkpoint: Checkpoint) -> events.CheckpointF
         training_file=job.plan.training_file.name,
         training_file_digest=checkpoint.training_file_digest,
         base_checkpoint_digest=checkpoint.base_checkpoint_digest,
+        companions=job.plan.companions,
     )
 
 

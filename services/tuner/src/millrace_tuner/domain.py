@@ -119,7 +119,10 @@ class Integration:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a job is to do, every "auto" resolved. Fixed when it is made."""
+    """What a job is to do, every "auto" resolved. Fixed when it is made.
+
+    ``judges``: the versions that a grader asks, as far as they are of this mesh.
+    """
 
     base_model: str
     base: BaseVersion
@@ -134,6 +137,12 @@ class Plan:
     sweep: Sweep | None = None
     integration: Integration | None = None
     prompt: Prompt | None = None
+    judges: tuple[str, ...] = ()
+
+    @property
+    def companions(self) -> tuple[str, ...]:
+        """Names of all models that it learns from beside its base."""
+        return self.judges if self.companion is None else (self.companion.name, *self.judges)
 
     @property
     def is_served(self) -> bool:

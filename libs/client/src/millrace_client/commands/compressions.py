@@ -8,6 +8,12 @@ from typing import Annotated
 import typer
 
 from millrace_client import text
+from millrace_client.commands.deployments import (
+    TaskDecreaseOption,
+    TaskOption,
+    TaskScoreOption,
+    task_body,
+)
 from millrace_client.connection import api
 from millrace_client.output import (
     Columns,
@@ -147,6 +153,9 @@ def create(
     max_size_ratio: Annotated[float | None, typer.Option(help="Artifact over original.")] = None,
     max_size_bytes: Annotated[int | None, typer.Option(min=1, help="Of the weights.")] = None,
     max_latency_seconds: Annotated[float | None, typer.Option(help="First token and one.")] = None,
+    max_task_score_decrease: TaskDecreaseOption = None,
+    min_task_score: TaskScoreOption = None,
+    task: TaskOption = "",
     group_size: Annotated[
         int | None, typer.Option(min=8, max=1024, help="Weights that share a scale (4 bits).")
     ] = None,
@@ -179,6 +188,8 @@ def create(
         "max_size_ratio": max_size_ratio,
         "max_size_bytes": max_size_bytes,
         "max_latency_seconds": max_latency_seconds,
+        "max_task_score_decrease": max_task_score_decrease,
+        "min_task_score": min_task_score,
     }
     calibrated = {
         "source": calibration and calibration.value,
@@ -200,9 +211,10 @@ def create(
         "calibration": _given(calibrated),
         "pruning": _given(pruned),
     }
-    body = {"checkpoint": checkpoint, "target": target, "gate": gate, "recipe": _given(recipe)}
+    body = {"checkpoint": checkpoint, "target": target, "recipe": _given(recipe)}
+    body |= {"gate": _given(gate), **task_body(task)}
     with api(context) as client:
-        show(client.compressions.create(_given({**body, "gate": _given(gate)})), as_json=as_json)
+        show(client.compressions.create(_given(body)), as_json=as_json)
 
 
 @app.command("cancel")
@@ -227,14 +239,32 @@ def _show_rows(rows: list[Json], measured: Json) -> None:
         return
     console().print()
     console().print(table(known, _ROW_COLUMNS))
+    task = measured.get("task")
+    if task:
+        console().print(_asked(task), markup=False)
     calibrated = measured.get("calibration")
     if calibrated:
         console().print(_calibrated(calibrated), markup=False)
     search = measured.get("search")
     if search:
         console().print()
-        console().print(table(search["trials"], _TRIAL_COLUMNS))
+        console().print(table(search["trials"], _trial_columns(search["trials"])))
         console().print(f"{search['reason']}; {search['hardware']}", markup=False)
+
+
+def _trial_columns(trials: list[Json]) -> Columns:
+    """With what the gate judges of the task, if it does."""
+    if all(trial.get("task_score") is None for trial in trials):
+        return _TRIAL_COLUMNS
+    return {**_TRIAL_COLUMNS, "task": lambda trial: _measured(trial["task_score"], "share")}
+
+
+def _asked(task: Json) -> str:
+    said = (
+        f"asked {task['rows']} rows of {task['file']}, at most {task['max_answer_tokens']} tokens "
+        f"each, seed {task['seed']} ({task['digest'][:19]}…)"
+    )
+    return f"{said}; {task['skipped_rows']} left out" if task["skipped_rows"] else said
 
 
 def _calibrated(record: Json) -> str:

@@ -40,6 +40,21 @@ PerplexityOption = Annotated[
     typer.Option("--max-perplexity-increase", min=0, help="0.02 allows 2 %."),
 ]
 AgreementOption = Annotated[float | None, typer.Option("--min-top1-agreement", min=0, max=1)]
+TaskOption = Annotated[
+    str,
+    typer.Option(
+        "--task",
+        metavar="JSON|none",
+        help="What artifacts are measured by: prompts with reference answers, such as "
+        '{"file": "file-…", "metric": "exact_match", "rows": 64}; metrics are exact_match, '
+        "contains and token_f1",
+    ),
+]
+TaskDecreaseOption = Annotated[
+    float | None,
+    typer.Option("--max-task-score-decrease", min=0, max=1, help="0.02: from 50 % to 48 %."),
+]
+TaskScoreOption = Annotated[float | None, typer.Option("--min-task-score", min=0, max=1)]
 ImmediateOption = Annotated[bool, typer.Option("--immediate", help="No canary.")]
 StepOption = Annotated[
     list[float] | None, typer.Option("--step", help="Share of the canary; repeatable, rising.")
@@ -106,6 +121,9 @@ def create(
     target: TargetOption = None,
     max_perplexity_increase: PerplexityOption = None,
     min_top1_agreement: AgreementOption = None,
+    task: TaskOption = "",
+    max_task_score_decrease: TaskDecreaseOption = None,
+    min_task_score: TaskScoreOption = None,
     strategy: StrategyOption = "",
     immediate: ImmediateOption = False,
     step: StepOption = None,
@@ -128,8 +146,12 @@ def create(
     body = _body(
         tracking,
         target,
-        max_perplexity_increase,
-        min_top1_agreement,
+        _given(
+            max_perplexity_increase=max_perplexity_increase,
+            min_top1_agreement=min_top1_agreement,
+            max_task_score_decrease=max_task_score_decrease,
+            min_task_score=min_task_score,
+        ),
         _strategy_body(strategy, immediate, step, bake_seconds),
         _serving_body(
             _queue_policy(max_queue_size, queue_timeout_seconds),
@@ -139,6 +161,7 @@ def create(
             cache_gibibytes=cache_gibibytes,
         ),
         _json_of("--analysis", analysis) if analysis else None,
+        task_body(task),
     )
     with api(context) as client:
         show(client.deployments.create({"model": model, **body}), as_json=as_json)
@@ -152,6 +175,9 @@ def update(
     target: TargetOption = None,
     max_perplexity_increase: PerplexityOption = None,
     min_top1_agreement: AgreementOption = None,
+    task: TaskOption = "",
+    max_task_score_decrease: TaskDecreaseOption = None,
+    min_task_score: TaskScoreOption = None,
     strategy: StrategyOption = "",
     immediate: ImmediateOption = False,
     step: StepOption = None,
@@ -170,8 +196,12 @@ def update(
     body = _body(
         tracking,
         target,
-        max_perplexity_increase,
-        min_top1_agreement,
+        _given(
+            max_perplexity_increase=max_perplexity_increase,
+            min_top1_agreement=min_top1_agreement,
+            max_task_score_decrease=max_task_score_decrease,
+            min_task_score=min_task_score,
+        ),
         _strategy_body(strategy, immediate, step, bake_seconds),
         _serving_body(
             _queue_policy(max_queue_size, queue_timeout_seconds),
@@ -181,6 +211,7 @@ def update(
             cache_gibibytes=cache_gibibytes,
         ),
         _json_of("--analysis", analysis) if analysis else None,
+        task_body(task),
     )
     with api(context) as client:
         show(client.deployments.update(deployment, body), as_json=as_json)
@@ -189,26 +220,33 @@ def update(
 def _body(
     tracking: Tracking | None,
     targets: list[str] | None,
-    max_perplexity_increase: float | None,
-    min_top1_agreement: float | None,
+    gate: Json,
     strategy: Json | None,
     serving: Json | None,
     analysis: Json | None,
+    task: Json,
 ) -> Json:
-    gate = {
-        "max_perplexity_increase": max_perplexity_increase,
-        "min_top1_agreement": min_top1_agreement,
-    }
-    given_gate = {key: value for key, value in gate.items() if value is not None}
-    fields = {
-        "tracking": tracking and tracking.value,
-        "targets": targets or None,
-        "gate": given_gate or None,
-        "strategy": strategy,
-        "serving": serving,
-        "analysis": analysis,
-    }
+    fields = _given(
+        tracking=tracking and tracking.value,
+        targets=targets or None,
+        gate=gate or None,
+        strategy=strategy,
+        serving=serving,
+        analysis=analysis,
+    )
+    return {**fields, **task}
+
+
+def _given(**fields: object) -> Json:
+    """Those that the user gave."""
     return {key: value for key, value in fields.items() if value is not None}
+
+
+def task_body(given: str) -> Json:
+    """``none`` takes the task away; nothing leaves it as it is."""
+    if not given:
+        return {}
+    return {"task": None if given == "none" else _json_of("--task", given)}
 
 
 def _strategy_body(

@@ -22,7 +22,7 @@ from millrace_client.output import (
     state,
 )
 
-app = typer.Typer(help="See what was recalled, and what has become of it.")
+app = typer.Typer(help="See what was recalled, what has become of it, and lift it.")
 _ACTIONS = ("report", "quarantine", "roll-back")
 _OUTCOMES = {
     "reported": "",
@@ -34,6 +34,7 @@ _OUTCOMES = {
 _COLUMNS: Columns = {
     "recall": lambda r: r["id"],
     "action": lambda r: r["action"],
+    "status": lambda r: r["status"],
     "causes": lambda r: len(r["causes"]),
     "versions": lambda r: len(r["versions"]),
     "live": lambda r: sum(version["live"] for version in r["versions"]),
@@ -59,7 +60,7 @@ def recall(
         str, typer.Option("--uploaded", help="file-…: all rows of an uploaded file.")
     ] = "",
     action: Annotated[
-        str, typer.Option("--action", help="report, quarantine (for good), or roll-back.")
+        str, typer.Option("--action", help="report, quarantine, or roll-back.")
     ] = "report",
     reason: Annotated[str, typer.Option("--reason", help="Kept with the versions.")] = "",
     only_hash: Annotated[
@@ -112,6 +113,27 @@ def show_(
         _show(client.request("GET", f"/v1/recalls/{recall}"), as_json)
 
 
+@app.command("lift")
+def lift(
+    context: typer.Context,
+    recall: Annotated[str, typer.Argument(metavar="RECALL", help="recall-…")],
+    reason: Annotated[str, typer.Option("--reason", help="Kept with the recall.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """End a recall. What it alone kept out of service may be rolled out again.
+
+    Nothing serves by itself: roll out what is to serve.
+
+    [bold]Example[/bold]
+
+      millrace recalls lift recall-01J… --reason "the author agrees after all"
+      millrace rollouts create demo 7
+    """
+    with api(context) as client:
+        document = client.request("POST", f"/v1/recalls/{recall}/lift", json={"reason": reason})
+    _show(document, as_json)
+
+
 def _row(given: str) -> Any:
     """A JSON object is a row of fields; anything else is a text."""
     try:
@@ -145,6 +167,9 @@ def _show(document: Json, as_json: bool) -> None:
 def tree(document: Json) -> Tree:
     """What holds the rows, the versions that learnt from it, and how each was made."""
     result = Tree(Text(f"{document['id']}  {document['action']}", style="bold"))
+    if document["status"] == "lifted":
+        why = f": {document['lift_reason']}" if document["lift_reason"] else ""
+        result.add(Text(f"lifted: keeps nothing out of service any more{why}", style="green"))
     holders = result.add(Text("held by"))
     for cause in document["causes"]:
         label = Text(f"{cause['kind']} ", style="cyan")
@@ -152,6 +177,8 @@ def tree(document: Json) -> Tree:
         label.append(f"{cause['id']}  {cause['row_count']} {rows}")
         if cause["held_out"]:
             label.append("  held out: judged by it, not learnt", style="dim")
+        if cause["joined_at"] is not None:
+            label.append("  found after the recall was made", style="yellow")
         holders.add(label)
     if not document["causes"]:
         holders.add(Text("nothing that a model learns from", style="green"))

@@ -1,41 +1,57 @@
 """``millrace tune-serving``: search for the settings that answer most requests in time."""
 
 import json
-from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.status import Status
+from typer.core import TyperGroup
 
 from millrace_client import output
 from millrace_client.api import Json, Millrace
 from millrace_client.connection import api
 from millrace_client.errors import MillraceError
-from millrace_client.output import Columns, JsonOption
-from millrace_client.serving_plot import plot
+from millrace_client.output import Columns, JsonOption, LimitOption, created, state
+from millrace_client.serving_view import show_report, traffic_line
+from millrace_client.serving_watch import watch_tuning
 
-_LEFT = 130  # as a shell says of a program that Ctrl-C ended
+_START = "start"
 
+
+class _StartsByDefault(TyperGroup):
+    """``tune-serving demo`` is ``tune-serving start demo``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = [_START, *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_StartsByDefault,
+    help="Find the engine settings that answer most requests in time: millrace tune-serving MODEL.",
+)
 _COLUMNS: Columns = {
-    "trial": lambda t: t["number"],
-    "kind": lambda t: t["kind"],
-    "instances": lambda t: _setting(t, "instance_count"),
-    "batch": lambda t: _setting(t, "max_batch_size"),
-    "threads": lambda t: _setting(t, "threads"),
-    "cache": lambda t: _setting(t, "cache_gibibytes", " GiB"),
-    "single stream p90": lambda t: _milliseconds(t["single_stream_seconds_p90"]),
-    "offline": lambda t: _figure(t["offline_tokens_per_second"], "tok/s"),
-    "server": lambda t: _figure(t["server_requests_per_second"], "req/s"),
-    "first token p99": lambda t: _milliseconds(t["server_first_token_seconds_p99"]),
-    "": lambda t: t["reason"] or " ",
+    "search": lambda t: t["id"],
+    "model": lambda t: t["model"],
+    "state": lambda t: state(t["status"]),
+    "looks": lambda t: f"{t['progress']['completed']}/{t['progress']['total']}",
+    "outcome": lambda t: _outcome(t),
+    "created": created,
 }
+TuningArgument = Annotated[str, typer.Argument(metavar="SEARCH", help="tuning-…")]
 SecondsOption = Annotated[float, typer.Option("--seconds", min=0.5, help="Of each measurement.")]
 MostOption = Annotated[int | None, typer.Option(min=1, help="At most so many are tried.")]
+PlotOption = Annotated[
+    Path | None, typer.Option("--plot", help="Draw the trials into this file (SVG).")
+]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Write all figures into this file (JSON).")
+]
 
 
-def tune_serving(
+@app.command(_START)
+def start(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="Id of a model that serves.")],
     latency_target_seconds: Annotated[
@@ -65,19 +81,18 @@ def tune_serving(
         bool, typer.Option("--with-queue", help="Write the queue policy that fits, too.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing.")] = False,
-    plot_file: Annotated[
-        Path | None, typer.Option("--plot", help="Draw the trials into this file (SVG).")
-    ] = None,
-    output_file: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write all figures into this file (JSON).")
-    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Do not wait for the end; print its id.")
+    ] = False,
+    plot_file: PlotOption = None,
+    output_file: OutputOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find the engine settings that answer most requests in time, and write them to the deployment.
 
     Each candidate is loaded beside the model that serves, where no request reaches it, and is asked
     as the recent traffic asked. The present settings stay unless one is clearly better. Ctrl-C
-    changes nothing.
+    leaves the search running.
 
     [bold]Example[/bold]
 
@@ -85,6 +100,8 @@ def tune_serving(
     """
     if (prompt_tokens is None) != (answer_tokens is None):
         raise typer.BadParameter("give --prompt-tokens and --answer-tokens together, or neither")
+    if detach and (plot_file or output_file):
+        raise typer.BadParameter("--plot and --output need the end: use them with report")
     fields = {
         "latency_target_seconds": latency_target_seconds,
         "token_target_seconds": token_target_seconds,
@@ -102,69 +119,101 @@ def tune_serving(
     if prompt_tokens is not None:
         body["traffic"] = [{"prompt_tokens": prompt_tokens, "answer_tokens": answer_tokens}]
     with api(context) as client:
-        found = _search(client, model, body, trials)
-    if plot_file is not None:
-        winner = found["result"]["winner"]
-        plot_file.write_text(plot(model, found["trials"], winner, latency_target_seconds))
-    if output_file is not None:
-        output_file.write_text(json.dumps(found, indent=2) + "\n")
+        path = f"/v1/deployments/{_deployment(client, model)}/serving_tunings"
+        made = client.request("POST", path, json=body)
+        if detach:
+            _say_detached(made, as_json)
+            return
+        output.error_console().print(traffic_line(made["traffic"]), markup=False)
+        watch_tuning(client, made["id"])
+        _report(client, made["id"], plot_file, output_file, as_json)
+
+
+@app.command("list")
+def list_(
+    context: typer.Context,
+    model: Annotated[str, typer.Option("--model", "-M", help="Of this model alone.")] = "",
+    limit: LimitOption = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """List searches, newest first."""
+    with api(context) as client:
+        filters = {"deployment": _deployment(client, model)} if model else {}
+        found = client.serving_tunings.list(limit, **filters)
+    output.show_list(found, _COLUMNS, as_json=as_json, empty="no settings were searched for yet")
+
+
+@app.command("show")
+def show_(context: typer.Context, tuning: TuningArgument, as_json: JsonOption = False) -> None:
+    """Show one search: what was asked, and how far it has come."""
+    with api(context) as client:
+        output.show(client.serving_tunings.get(tuning), as_json=as_json)
+
+
+@app.command("watch")
+def watch_(
+    context: typer.Context,
+    tuning: TuningArgument,
+    plot_file: PlotOption = None,
+    output_file: OutputOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Follow a search to its end. Exit status 1 if it fails or is cancelled."""
+    with api(context) as client:
+        watch_tuning(client, tuning)
+        _report(client, tuning, plot_file, output_file, as_json)
+
+
+@app.command("report")
+def report_(
+    context: typer.Context,
+    tuning: TuningArgument,
+    plot_file: PlotOption = None,
+    output_file: OutputOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what was measured, single stream, offline and server, and how sure that is."""
+    with api(context) as client:
+        _report(client, tuning, plot_file, output_file, as_json)
+
+
+@app.command("cancel")
+def cancel(context: typer.Context, tuning: TuningArgument, as_json: JsonOption = False) -> None:
+    """End a search; the deployment stays as it is."""
+    with api(context) as client:
+        found = client.serving_tunings.act(tuning, "cancel")
     if as_json:
         output.print_json(found)
     else:
-        _show(found, dry_run)
+        output.console().print(found["id"], state(found["status"]))
 
 
-def _search(client: Millrace, model: str, body: Json, trials: int) -> Json:
-    """All that the search said.
-
-    Raises:
-        typer.Exit: the user left.
-    """
-    deployment = _deployment(client, model)
-    found: Json = {"model": model, "asked": body, "traffic": {}, "trials": [], "result": {}}
-    notes = output.error_console()
-    try:
-        with (
-            notes.status("beginning") as status,
-            closing(client.tune_serving(deployment, body)) as news,
-        ):
-            for kind, document in news:
-                _take(found, kind, document, status, trials)
-    except KeyboardInterrupt:
-        notes.print("\nended; nothing was changed", markup=False)
-        raise typer.Exit(_LEFT) from None
-    if not found["result"]:
-        raise MillraceError("the search broke off; nothing was changed")
-    return found
-
-
-def _take(found: Json, kind: str, document: Json, status: Status, trials: int) -> None:
-    if kind == "phase":
-        number = len(found["trials"])
-        status.update(f"trial {number} of about {trials}: {document['phase']}")
-    elif kind == "trial":
-        found["trials"].append(document)
-        _say_trial(status.console, document)
+def _report(
+    client: Millrace, tuning: str, plot_file: Path | None, output_file: Path | None, as_json: bool
+) -> None:
+    found = client.request("GET", f"/v1/serving_tunings/{tuning}/report")
+    document = {**found.pop("serving_tuning"), **{k: v for k, v in found.items() if k != "object"}}
+    if plot_file is not None:
+        plot_file.write_bytes(client.serving_tuning_plot(tuning))
+    if output_file is not None:
+        output_file.write_text(json.dumps(document, indent=2) + "\n")
+    if as_json:
+        output.print_json(document)
     else:
-        found[kind] = document
-        if kind == "traffic":
-            status.console.print(_traffic(document), markup=False)
+        show_report(document)
 
 
-def _say_trial(notes: Console, trial: Json) -> None:
-    rate = _figure(trial["server_requests_per_second"], "req/s in time")
-    notes.print(
-        f"trial {trial['number']} ({trial['kind']}): {trial['reason'] or rate}", markup=False
+def _say_detached(made: Json, as_json: bool) -> None:
+    if as_json:
+        output.print_json(made)
+        return
+    out = output.console()
+    out.print(made["id"], state(made["status"]))
+    out.print(
+        f"follow it: millrace tune-serving watch {made['id']}\n"
+        f"end it:    millrace tune-serving cancel {made['id']}",
+        markup=False,
     )
-
-
-def _traffic(source: Json) -> str:
-    if source["source"] == "recent":
-        rate = source["requests_per_second"]
-        return f"shaped like the last {source['requests']} requests ({rate:.3g}/s)"
-    if source["source"] == "given":
-        return "shaped as asked"
-    return "too little traffic lately: 64 tokens asked, 32 answered"
 
 
 def _deployment(client: Millrace, model: str) -> str:
@@ -178,36 +227,10 @@ def _deployment(client: Millrace, model: str) -> str:
     raise MillraceError(f"model {model!r} has no deployment; millrace deployments list")
 
 
-def _show(found: Json, is_dry_run: bool) -> None:
-    out, result = output.console(), found["result"]
-    out.print(output.table(found["trials"], _COLUMNS))
-    winner = found["trials"][result["winner"]]
+def _outcome(tuning: Json) -> str:
+    result, error = tuning["result"], tuning["error"]
+    if result is None:
+        return str(error["message"] if error else tuning["progress"]["phase"])
     if not result["is_better"]:
-        out.print(f"nothing changed: {result['reason']}", markup=False)
-        return
-    settings = {k: v for k, v in winner["serving"].items() if k != "queue_policy"}
-    words = ", ".join(f"{key} {value}" for key, value in settings.items())
-    out.print(f"best: trial {winner['number']}: {words}: {result['reason']}", markup=False)
-    if policy := result["queue_policy"]:
-        out.print(
-            f"a queue that fits: --max-queue-size {policy['max_queue_size']} "
-            f"--queue-timeout-seconds {policy['default_timeout_seconds']:g}",
-            markup=False,
-        )
-    if result["is_written"]:
-        out.print(f"written to {result['deployment']['id']}", markup=False)
-    elif is_dry_run:
-        out.print("not written: --dry-run", markup=False)
-
-
-def _setting(trial: Json, name: str, unit: str = "") -> str:
-    value = trial["serving"][name]
-    return "default" if value is None else f"{value}{unit}"
-
-
-def _figure(value: float | None, unit: str) -> str:
-    return "-" if value is None else f"{value:.3g} {unit}"
-
-
-def _milliseconds(value: float | None) -> str:
-    return "-" if value is None else f"{value * 1000:.3g} ms"
+        return "no winner: the present settings stay"
+    return f"trial {result['winner']}{', written' if result['is_written'] else ', not written'}"

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from millrace_compressor import gate
 from millrace_compressor.domain import GatePolicy, Measurements
-from millrace_compressor.jobs import calibration, evaluate, hardware, plain, search, sensitivity
+from millrace_compressor.jobs import (
+    calibration,
+    evaluate,
+    hardware,
+    plain,
+    search,
+    sensitivity,
+    task,
+)
 from millrace_compressor.jobs import search_record as record
 from millrace_compressor.jobs.format import Recipe, Tokens
 from millrace_compressor.jobs.formats import format_of
@@ -32,7 +40,7 @@ PHASE = "search"
 _SCREENED_SHARE = 4  # one of so many held-out tokens
 _SENSITIVITY_WINDOWS = 4  # a forward pass a layer is made of these
 # Faults of what is compressed, or of what judges: every candidate would have them.
-_FINAL_REASONS = frozenset({"CHECKPOINT_INVALID", "EVALUATION_DATA_MISSING"})
+_FINAL_REASONS = frozenset({"CHECKPOINT_INVALID", "EVALUATION_DATA_MISSING", task.INVALID})
 
 
 @dataclass(frozen=True)
@@ -122,9 +130,13 @@ class _Search:
                 raise
             return {"reason": reason, "error": f"{reason}: {error}"}
         artifact = made.open(converted, spec.threads)
+        original = evaluate.Original(self._model)
+        # Of few rows each weighs much: all are asked, where the gate judges the answers.
+        judged = gate.judges_task(self._policy)
         return {
             **artifact.latency(self._windows[0]),
-            **evaluate.compare(evaluate.Original(self._model), artifact, self._windows),
+            **evaluate.compare(original, artifact, self._windows),
+            **(task.measured(spec, original, artifact) if judged else {}),
             "artifact_size_bytes": made.size_bytes(converted),
             "original_size_bytes": plain.size_bytes(self._model),
             "weight_shares": shares,
@@ -157,6 +169,7 @@ class _Search:
             size_bytes=measured.artifact_size_bytes,
             latency_seconds=gate.latency_seconds(measured),
             perplexity_increase=gate.perplexity_increase(measured),
+            task_score=gate.task_score(measured),
             is_full=is_full,
             **_kept_constraints(measured, self._policy),
         )

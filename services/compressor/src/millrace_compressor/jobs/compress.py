@@ -12,11 +12,21 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from millrace_compressor.jobs import calibration, evaluate, golden, graphs, parity, plain, report
+from millrace_compressor.jobs import (
+    calibration,
+    evaluate,
+    golden,
+    graphs,
+    parity,
+    plain,
+    report,
+    task,
+)
 from millrace_compressor.jobs.calibration import GENERIC, OWN, Sample
 from millrace_compressor.jobs.format import Conversion, Recipe, Recovered, Runnable, Scored, Tokens
 from millrace_compressor.jobs.formats import format_of
 from millrace_compressor.jobs.graphs import Graphs
+from millrace_compressor.jobs.task import Task
 from millrace_runtime import jobs, manifest
 from millrace_runtime.jobs import JobError, Reporter
 from millrace_runtime.manifest import ManifestError
@@ -46,6 +56,7 @@ class Spec(BaseModel):
     target: str
     recipe: Recipe = Recipe()
     gate: dict[str, float | None] = {}
+    task: Task | None = None
     artifact_path: Path
     working_directory: Path
     originals_directory: Path | None = None
@@ -81,10 +92,12 @@ def work(spec: Spec, reporter: Reporter) -> None:
 
 
 def _make(spec: Spec, reporter: Reporter) -> None:
+    if spec.task is not None:  # what is wrong with it is said before anything is made
+        task.questions(spec.task, spec.checkpoint_path / "model")
     if spec.target == _AUTO:
         from millrace_compressor.jobs import auto
 
-        length = min(spec.window_tokens, _context_length(spec.checkpoint_path / "model"))
+        length = min(spec.window_tokens, evaluate.context_length(spec.checkpoint_path / "model"))
         found = auto.run(spec, reporter, auto.Work(_converted, measure, _whole, length))
         _commit(found.spec, reporter, found.folder, found.measurements)
         return
@@ -113,7 +126,7 @@ def _commit(spec: Spec, reporter: Reporter, made: Path, measurements: dict[str, 
 def measure(spec: Spec, converted: Path) -> dict[str, Any]:
     """Everything the gate and the report want to know."""
     model = spec.checkpoint_path / "model"
-    length = min(spec.window_tokens, _context_length(model))
+    length = min(spec.window_tokens, evaluate.context_length(model))
     windows = evaluate.heldout_windows(spec.evaluation_path, length, spec.evaluation_tokens)
     made = format_of(spec.target)
     beside = report.original_speed(
@@ -132,6 +145,7 @@ def measure(spec: Spec, converted: Path) -> dict[str, Any]:
         **_parity(spec, converted, original, made.exact(converted, spec.threads)),
         **evaluate.compare(original, artifact, windows),
         **_calibration(spec, converted, original, windows),
+        **task.measured(spec, original, artifact),
         "artifact_size_bytes": made.size_bytes(converted),
         "original_size_bytes": plain.size_bytes(model),
         "peak_memory_bytes": evaluate.peak_memory_bytes(),
@@ -210,7 +224,7 @@ def _converted(spec: Spec) -> Path:
 def _convert(spec: Spec, target: str, recipe: Recipe, output: Path) -> Sample | None:
     """Write the artifact; what it was calibrated on, if it was."""
     model = spec.checkpoint_path / "model"
-    length = min(spec.window_tokens, _context_length(model))
+    length = min(spec.window_tokens, evaluate.context_length(model))
     used: list[Sample] = []
 
     def windows() -> Tokens:
@@ -250,10 +264,6 @@ def _whole(path: Path) -> str | None:
             print(f"made again: {error}", file=sys.stderr)
         return None
     return digest
-
-
-def _context_length(model: Path) -> int:
-    return int(json.loads((model / "config.json").read_text())["max_position_embeddings"])
 
 
 def _verify(path: Path, digest: str, reason: str) -> None:

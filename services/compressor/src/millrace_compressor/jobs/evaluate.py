@@ -1,8 +1,9 @@
 """Measure an artifact against the checkpoint it was made from, on the same held-out windows."""
 
+import json
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from openvino_genai.py_openvino_genai import GenerationStatus
 from transformers import AutoModelForCausalLM
 
+from millrace_compressor.jobs import answers
 from millrace_compressor.jobs.format import Logits, Runnable, Scored, Tokens
 from millrace_compressor.jobs.graphs import MODEL_FILE
 from millrace_runtime.jobs import JobError
@@ -61,6 +63,11 @@ def heldout_windows(directory: Path, length: int, tokens: int) -> NDArray[np.int
     return stream[: count * length].reshape(count, length).astype(np.int64)
 
 
+def context_length(model: Path) -> int:
+    """How many tokens the model's positions are for."""
+    return int(json.loads((model / "config.json").read_text())["max_position_embeddings"])
+
+
 class Original:
     """The checkpoint itself, in float32."""
 
@@ -74,6 +81,11 @@ class Original:
     def logits(self, ids: NDArray[np.int64]) -> Logits:
         out: Logits = self._model(input_ids=torch.from_numpy(ids)).logits.numpy()
         return out
+
+    def answer(
+        self, prompts: Sequence[Sequence[int]], tokens: int, stops: Collection[int]
+    ) -> list[list[int]]:
+        return answers.with_transformers(self._model, prompts, tokens, stops)
 
 
 class Artifact:
@@ -118,9 +130,17 @@ class Artifact:
         return self._served.latency(prompt)
 
     def load(self, prompts: Tokens) -> dict[str, Any]:
+        return self._serving().load(prompts)
+
+    def answer(
+        self, prompts: Sequence[Sequence[int]], tokens: int, stops: Collection[int]
+    ) -> list[list[int]]:
+        return self._serving().answer(prompts, tokens, stops)
+
+    def _serving(self) -> "Served":
         if self._served is None:
             self._served = Served(self._directory, self._threads)
-        return self._served.load(prompts)
+        return self._served
 
 
 @runtime_checkable
@@ -194,6 +214,11 @@ class Served:
         self._answer(prompts, 2)  # its shapes are compiled at their first use
         first, each, total = self._answer(prompts, LOAD_TOKENS)
         return load_measurement(len(prompts), first, each, total)
+
+    def answer(
+        self, prompts: Sequence[Sequence[int]], tokens: int, stops: Collection[int]
+    ) -> list[list[int]]:
+        return answers.with_pipeline(self._pipeline, prompts, tokens, stops)
 
     def _answer(self, prompts: Tokens, tokens: int) -> tuple[float, float, float]:
         """Medians over prompts of the seconds to the first token and of those a token after it;

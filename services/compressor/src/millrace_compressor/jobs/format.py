@@ -4,7 +4,7 @@ Each file beside this one that is named after a format has one class of that for
 ``formats.py`` says which target is whose.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -112,7 +112,25 @@ class Scored(Protocol):
         ...
 
 
-class Runnable(Scored, Protocol):
+class Answering(Protocol):
+    """What can be asked."""
+
+    def answer(
+        self, prompts: Sequence[Sequence[int]], tokens: int, stops: Collection[int]
+    ) -> list[list[int]]:
+        """Greedy answers of at most ``tokens`` tokens, without the one of ``stops`` at their end.
+
+        Raises:
+            JobError: TASK_NOT_ANSWERED, when a prompt does not fit the runtime's cache.
+        """
+        ...
+
+
+class Model(Scored, Answering, Protocol):
+    """A checkpoint itself."""
+
+
+class Runnable(Model, Protocol):
     """An artifact that runs, through the runtime that serves it where this machine has that."""
 
     @property

@@ -1,7 +1,7 @@
 """An ONNX artifact through ONNX Runtime, with its key/value cache handed round by hand."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from millrace_compressor.jobs import answers
 from millrace_compressor.jobs.evaluate import (
     LOAD_TOKENS,
     alone,
@@ -79,6 +80,16 @@ class Artifact:
         """Prompts (streams, positions) in one batch: a ``domain.Load`` as JSON."""
         self._answer(prompts, 2)
         return load_measurement(len(prompts), *self._answer(prompts, LOAD_TOKENS))
+
+    def answer(
+        self, prompts: Sequence[Sequence[int]], tokens: int, stops: Collection[int]
+    ) -> list[list[int]]:
+        def step(ids: Tokens, cache: Cache | None) -> tuple[Tokens, Cache]:
+            before = self.empty_cache(len(ids)) if cache is None else cache
+            logits, after = self.step(ids, before)
+            return logits[:, -1].argmax(-1), after
+
+        return answers.with_steps(step, prompts, tokens, stops)
 
     def _answer(self, prompts: Tokens, tokens: int) -> tuple[float, float, float]:
         """Seconds to the first token, a token after it, and of all; greedily, in one batch."""

@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from millrace_compressor.jobs import answers
 from millrace_compressor.jobs.evaluate import (
     LOAD_TOKENS,
     alone,
@@ -124,6 +125,11 @@ class Artifact:
         """Prompts (streams, positions) in one batch: a ``domain.Load`` as JSON."""
         self._answer(prompts, 2)
         return load_measurement(len(prompts), *self._answer(prompts, LOAD_TOKENS))
+
+    def answer(
+        self, prompts: Sequence[Sequence[int]], tokens: int, stops: Collection[int]
+    ) -> list[list[int]]:
+        return answers.with_transformers(self._model, prompts, tokens, stops)
 
     @torch.inference_mode()
     def _answer(self, prompts: Tokens, tokens: int) -> tuple[float, float, float]:

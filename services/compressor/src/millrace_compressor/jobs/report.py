@@ -6,7 +6,7 @@ The report is the artifact's ``quality.json``: the fields of ``service.proto``'s
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,26 @@ def original_speed(
         shape: identifies what is the same of those checkpoints (``graphs.key_of``).
         folder: None: it is measured each time.
     """
+    return kept(folder, [shape, threads, platform.node()], lambda: _original(model, windows))
+
+
+def kept(
+    folder: Path | None, key: Sequence[Any], find: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """What ``find`` found of originals once, JSON; ``key`` is all that it depends on.
+
+    Args:
+        folder: None: it is found each time.
+    """
     if folder is None:
-        return _original(model, windows)
-    key = json.dumps([shape, threads, platform.node()])
-    kept = folder / f"{manifest.sha256_bytes(key.encode()).removeprefix('sha256:')}.json"
+        return find()
+    digest = manifest.sha256_bytes(json.dumps(key).encode())
+    path = folder / f"{digest.removeprefix('sha256:')}.json"
     try:
-        found: dict[str, Any] = json.loads(kept.read_text())
-    except (OSError, ValueError):  # not measured yet, or the machine went down while it was kept
-        found = _original(model, windows)
-        _keep(kept, found)
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):  # not found yet, or the machine went down while it was kept
+        found = find()
+        _keep(path, found)
     return found
 
 

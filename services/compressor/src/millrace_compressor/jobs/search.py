@@ -55,6 +55,7 @@ class Trial:
     Attributes:
         latency_seconds: first token and one more, one stream.
         perplexity_increase: relative.
+        task_score: of its answers; None: the gate does not judge them.
         is_full: measured on all held-out tokens, not only screened.
         error: why there is no artifact; empty: there is one, and the rest is measured.
     """
@@ -62,6 +63,7 @@ class Trial:
     size_bytes: int = 0
     latency_seconds: float | None = None
     perplexity_increase: float | None = None
+    task_score: float | None = None
     keeps_quality: bool = False
     keeps_size: bool = False
     keeps_latency: bool = False

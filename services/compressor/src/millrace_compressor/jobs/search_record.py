@@ -37,6 +37,7 @@ def _trial(
         "latency_seconds": trial.latency_seconds,
         "kl_divergence": found.get("kl_divergence"),
         "top1_agreement": found.get("top1_agreement"),
+        "task_score": trial.task_score,
     }
     method = {} if candidate.weight_method is None else {"weight_method": candidate.weight_method}
     size = {} if candidate.group_size is None else {"group_size": candidate.group_size}
@@ -74,7 +75,7 @@ def _unmet(trials: Trials, nearest: Trial) -> list[str]:
         each = min(made, key=lambda one: (_or_most(made[one].perplexity_increase), str(one)))
         reasons.append(
             f"nothing tried keeps the quality: the nearest is {each}, with perplexity "
-            f"{_percent(made[each].perplexity_increase)}"
+            f"{_percent(made[each].perplexity_increase)}{_scored(made[each])}"
         )
     keeping = {each: trial for each, trial in made.items() if trial.keeps_quality}
     if not nearest.keeps_size:
@@ -96,6 +97,10 @@ def _unmet(trials: Trials, nearest: Trial) -> list[str]:
 
 def _or_most(value: float | None) -> float:
     return float("inf") if value is None else value
+
+
+def _scored(trial: Trial) -> str:
+    return "" if trial.task_score is None else f" and a task score of {trial.task_score:.4g}"
 
 
 def _percent(value: float | None) -> str:

@@ -8,7 +8,7 @@ What is measured is the graph, through ONNX Runtime on the CPU, each Q/DQ comput
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -86,6 +86,11 @@ class Graph:
 
     def logits(self, ids: Tokens) -> Logits:
         return self._artifact.logits(ids)
+
+    def answer(
+        self, prompts: Sequence[Sequence[int]], tokens: int, stops: Collection[int]
+    ) -> list[list[int]]:
+        return self._artifact.answer(prompts, tokens, stops)
 
     def latency(self, prompt: NDArray[np.int64]) -> dict[str, Any]:
         """Not measured: the runtime that serves the artifact is not on this machine."""

@@ -41,6 +41,7 @@ from millrace_gateway.rest.shapes import (
     seconds,
     seconds_or_none,
 )
+from millrace_gateway.rest.tasks import Task, TaskObject, task, task_message
 from millrace_runtime.errors import InvalidArgument
 
 ROUTER = router("compressions", "/v1/compressions")
@@ -79,6 +80,11 @@ class Gate(RequestBody):
     max_size_ratio: Annotated[Number, Field(gt=0)] | None = None
     max_latency_seconds: Annotated[Number, Field(gt=0)] | None = None
     max_size_bytes: Annotated[Int64, Field(gt=0)] | None = None
+    max_task_score_decrease: Annotated[
+        Annotated[Number, Field(ge=0, le=1)] | None,
+        Field(description="Absolute: 0.02 lets 50 % become 48 %. Without a task nothing passes."),
+    ] = None
+    min_task_score: Annotated[Number, Field(ge=0, le=1)] | None = None
 
 
 class CreateCompression(RequestBody):
@@ -88,6 +94,7 @@ class CreateCompression(RequestBody):
     target: TargetWord
     gate: Gate | None = None
     recipe: Recipe | None = None
+    task: Task | None = None
 
 
 class Verdict(BaseModel):
@@ -119,6 +126,7 @@ class Compression(BaseModel):
     deployment: str | None
     gate: Gate
     recipe: Recipe
+    task: TaskObject | None
     status: str
     progress: Progress | None
     error: Failure | None
@@ -157,6 +165,7 @@ async def create_compression(body: CreateCompression, caller: CallerOf) -> Compr
         target=enum_value(pb.Target, body.target, "TARGET_"),  # type: ignore[arg-type]
         gate=pb.GatePolicy(**given(body.gate)) if body.gate else None,
         recipe=recipe_message(body.recipe),
+        task=await task_message(body.task, caller) if body.task else None,
         request_id=caller.request_id,
     )
     response = await upstream.call(caller.upstream.compressor.CreateCompression, request)
@@ -287,6 +296,7 @@ def _compression(caller: Caller, message: pb.Compression) -> Compression:
         deployment=identifier(message.deployment),
         gate=gate(message.gate),
         recipe=recipe(message.recipe),
+        task=task(message.task) if message.HasField("task") else None,
         status=STATUS_OF_STATE[message.state],
         progress=progress(message.progress),
         error=failure(message.failure),

@@ -39,6 +39,7 @@ from millrace_gateway.rest.strategies import (
     strategy,
     strategy_message,
 )
+from millrace_gateway.rest.tasks import Task, TaskObject, task, task_message
 
 ROUTER = router("deployments", "/v1/deployments")
 
@@ -123,6 +124,11 @@ Tracking = Literal["every", "final"]
 Targets = Annotated[list[TargetWord], Field(min_length=1)]
 
 
+TaskOrNone = Annotated[
+    Task | None, Field(description="What artifacts are measured by, beside perplexity.")
+]
+
+
 class CreateDeployment(RequestBody):
     model: Annotated[str, Field(min_length=1, max_length=256)]
     tracking: Tracking = "every"
@@ -131,11 +137,12 @@ class CreateDeployment(RequestBody):
     strategy: Strategy = Canary(type="canary")
     serving: Serving = Serving()
     recipe: Recipe | None = None
+    task: TaskOrNone = None
     analysis: Analysis | None = None
 
 
 class UpdateDeployment(RequestBody):
-    """What is not given stays as it is."""
+    """What is not given stays as it is; a task that is null is taken away."""
 
     tracking: Tracking | None = None
     targets: Targets | None = None
@@ -143,6 +150,7 @@ class UpdateDeployment(RequestBody):
     strategy: Strategy | None = None
     serving: Serving | None = None
     recipe: Recipe | None = None
+    task: TaskOrNone = None
     analysis: Analysis | None = None
     etag: str | None = None
 
@@ -174,6 +182,7 @@ class Deployment(BaseModel):
     strategy: Strategy | None
     serving: ServedAs
     recipe: Recipe
+    task: TaskObject | None
     analysis: Analysis
     etag: str
 
@@ -182,7 +191,7 @@ class Deployment(BaseModel):
 async def create_deployment(body: CreateDeployment, caller: CallerOf) -> Deployment:
     """Say how a model is to be served. One that nobody says it for gets the defaults."""
     deployment = pb.Deployment(model=body.model)
-    _change(deployment, body)
+    await _change(deployment, body, caller)
     request = pb.CreateDeploymentRequest(
         parent=caller.parent, deployment=deployment, request_id=caller.request_id
     )
@@ -216,7 +225,7 @@ async def update_deployment(
 ) -> Deployment:
     """Change what is given. With an etag, only if nobody changed it meanwhile (409)."""
     deployment = await _get(caller, deployment_id)
-    _change(deployment, body)
+    await _change(deployment, body, caller)
     etag = body.etag or (if_match or "").strip('"')
     if etag:
         deployment.etag = etag
@@ -232,7 +241,9 @@ async def _get(caller: Caller, deployment_id: str) -> pb.Deployment:
     return response.deployment
 
 
-def _change(deployment: pb.Deployment, body: CreateDeployment | UpdateDeployment) -> None:
+async def _change(
+    deployment: pb.Deployment, body: CreateDeployment | UpdateDeployment, caller: Caller
+) -> None:
     if body.tracking is not None:
         deployment.tracking = enum_value(  # type: ignore[assignment]
             pb.CheckpointTracking, body.tracking, "CHECKPOINT_TRACKING_"
@@ -248,6 +259,10 @@ def _change(deployment: pb.Deployment, body: CreateDeployment | UpdateDeployment
         deployment.serving.CopyFrom(_serving(body.serving))
     if body.recipe is not None:
         deployment.recipe.CopyFrom(recipe_message(body.recipe))
+    if body.task is not None:
+        deployment.task.CopyFrom(await task_message(body.task, caller))
+    elif "task" in body.model_fields_set:
+        deployment.ClearField("task")
     if body.analysis is not None:
         deployment.analysis.CopyFrom(analysis_message(body.analysis))
 
@@ -264,6 +279,7 @@ def deployment_object(message: pb.Deployment) -> Deployment:
         strategy=strategy(message.strategy),
         serving=served_as(message.serving),
         recipe=recipe(message.recipe),
+        task=task(message.task) if message.HasField("task") else None,
         analysis=analysis(message.analysis),
         etag=message.etag,
     )

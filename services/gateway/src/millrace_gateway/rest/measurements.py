@@ -6,7 +6,8 @@ from pydantic import BaseModel, Field
 
 from millrace.compressor.v1 import service_pb2 as pb
 from millrace_gateway.rest.recipes import Recipe, recipe
-from millrace_gateway.rest.shapes import enum_word
+from millrace_gateway.rest.shapes import enum_word, identifier
+from millrace_gateway.rest.tasks import METRIC
 
 _OF_LOADS = (
     ("speed", "tokens/second", "tokens_per_second"),
@@ -83,6 +84,9 @@ class Trial(BaseModel):
     ]
     error: Annotated[str | None, Field(description="Why nothing could be made.")]
     chosen: bool
+    task_score: Annotated[
+        float | None, Field(description="Of its answers, where the gate judges them.")
+    ] = None
 
 
 class Search(BaseModel):
@@ -92,6 +96,25 @@ class Search(BaseModel):
     trials: list[Trial]
     reason: str
     unmet: list[str]
+
+
+class TaskMeasurement(BaseModel):
+    """How the rows of a task were answered; the scores are means, 0 to 1."""
+
+    metric: str
+    original_score: float | None
+    artifact_score: float | None
+    rows: int
+    same_answers: Annotated[
+        float | None, Field(description="Share of rows with the same answer, right or wrong.")
+    ]
+    skipped_rows: Annotated[
+        int, Field(description="Left out: no answer in text, or too long for the model's context.")
+    ]
+    max_answer_tokens: int
+    seed: int
+    digest: str
+    file: str | None
 
 
 class MeasurementsObject(BaseModel):
@@ -117,6 +140,7 @@ class MeasurementsObject(BaseModel):
     original_load_seconds: float | None = None
     calibration: CalibrationRecord | None = None
     search: Search | None = None
+    task: TaskMeasurement | None = None
 
 
 class Row(BaseModel):
@@ -141,6 +165,8 @@ def measurements(message: pb.Measurements) -> MeasurementsObject:
         measured["calibration"] = _calibration(message.calibration)
     if message.HasField("search"):
         measured["search"] = _search(message.search)
+    if message.HasField("task"):
+        measured["task"] = _task(message.task)
     return MeasurementsObject(**measured)
 
 
@@ -154,6 +180,8 @@ def rows(measured: MeasurementsObject) -> list[Row]:
         ("load time", "seconds", measured.original_load_seconds, measured.load_seconds),
         ("memory", "bytes", measured.original_memory_bytes, measured.artifact_memory_bytes),
     ]
+    if measured.task is not None:
+        made += _task_rows(measured.task)
     before = {load.streams: load for load in measured.original_loads}
     after = {load.streams: load for load in measured.artifact_loads}
     for streams in sorted(before | after):
@@ -162,6 +190,30 @@ def rows(measured: MeasurementsObject) -> list[Row]:
             old, new = (getattr(each.get(streams), field, None) for each in (before, after))
             made.append((f"{name}, {at}", unit, old, new))
     return [Row(name=n, unit=u, original=o, artifact=a) for n, u, o, a in made]
+
+
+def _task_rows(task: TaskMeasurement) -> list[tuple[str, str, float | None, float | None]]:
+    name = f"{task.metric.replace('_', ' ')} of {task.rows} answers"
+    return [
+        (name, "share", task.original_score, task.artifact_score),
+        ("same answers as the original", "share", None, task.same_answers),
+    ]
+
+
+def _task(message: pb.TaskMeasurement) -> TaskMeasurement:
+    measured = {field.name: value for field, value in message.ListFields()}
+    return TaskMeasurement(
+        metric=enum_word(pb.TaskMetric, message.metric, METRIC),
+        original_score=measured.get("original_score"),
+        artifact_score=measured.get("artifact_score"),
+        rows=message.rows,
+        same_answers=measured.get("same_answers"),
+        skipped_rows=message.skipped_rows,
+        max_answer_tokens=message.max_answer_tokens,
+        seed=message.seed,
+        digest=message.digest,
+        file=identifier(message.file),
+    )
 
 
 def _calibration(message: pb.CalibrationRecord) -> CalibrationRecord:
@@ -206,6 +258,7 @@ def _trial(message: pb.SearchTrial) -> Trial:
         broken=list(message.broken),
         error=message.error or None,
         chosen=message.chosen,
+        task_score=measured.get("task_score"),
     )
 
 

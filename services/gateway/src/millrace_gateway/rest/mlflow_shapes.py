@@ -70,12 +70,14 @@ def version_fields(version: pb.Version) -> Mapping[str, Any]:
 
 
 def version_tags(version: pb.Version) -> dict[str, str]:
+    job = version.checkpoint.name.split("/")[3:4]
     known = {
         "state": enum_word(pb.VersionState, version.state, "VERSION_STATE_"),
         "target": enum_word(Target, version.target, "TARGET_"),
         "digest": version.artifact.digest,
         "checkpoint": "/".join(version.checkpoint.name.split("/")[2:]),
         "step": str(version.checkpoint.step),
+        "job": "".join(job),
     }
     return {**version.tags, **{OWN_TAGS + key: value for key, value in known.items() if value}}
 

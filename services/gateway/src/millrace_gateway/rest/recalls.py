@@ -7,6 +7,7 @@ text or has one in ``text``, else of its JSON as RFC 8785 has it.
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
+from google.protobuf.message import Message
 from pydantic import BaseModel, Field, JsonValue
 
 from millrace.data.v1 import rows_pb2
@@ -51,16 +52,20 @@ Hash = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 class CreateRecall(RequestBody):
     """Rows, hashes of rows and an uploaded file of rows add up; one of them is needed.
 
-    ``quarantine`` takes every version that learnt from one of them out of service, for good, and
+    ``quarantine`` takes every version that learnt from one of them out of service, and
     lets the newest that served before and did not serve. ``roll_back`` moves serving alone.
-    ``report`` changes nothing. But for a report, what is made of the same data later is not served
-    either.
+    ``report`` changes nothing. But for a report the recall stands until it is lifted: what is made
+    of the same data later is not served either, nor what is made of other data with the same rows.
     """
 
     rows: Rows = Field(default=[])
     hashes: Annotated[list[Hash], Field(max_length=_MOST_ROWS)] = Field(default=[])
     file: Id | None = None
     action: Literal["report", "quarantine", "roll_back"] = "report"
+    reason: Annotated[str, Field(max_length=1024)] = ""
+
+
+class LiftRecall(RequestBody):
     reason: Annotated[str, Field(max_length=1024)] = ""
 
 
@@ -78,7 +83,8 @@ class RowHashes(BaseModel):
 class Cause(BaseModel):
     """What holds some of the rows. Rows that are ``held_out`` judged models, and were not learnt.
 
-    ``hashes``: the first of them."""
+    ``hashes``: the first of them. ``joined_at``: when the standing recall found them there; null:
+    it was made with it."""
 
     id: str
     kind: str
@@ -86,6 +92,7 @@ class Cause(BaseModel):
     held_out: bool
     row_count: int
     hashes: list[str]
+    joined_at: int | None
 
 
 class RecalledVersion(BaseModel):
@@ -105,13 +112,17 @@ class RecalledVersion(BaseModel):
 class Recall(BaseModel):
     """``unindexed``: files and datasets of which nobody can say whether they hold the rows.
 
-    ``nodes`` and ``edges``: all that was made of the causes; empty in lists."""
+    ``nodes`` and ``edges``: all that was made of the causes; empty in lists. ``status``: a report
+    has ``reported``; any other is ``standing``, until it is ``lifted``."""
 
     id: str
     object: Literal["recall"] = "recall"
     created_at: int
     action: str
+    status: Literal["reported", "standing", "lifted"]
     reason: str
+    lifted_at: int | None
+    lift_reason: str | None
     causes: list[Cause]
     unindexed: list[str]
     versions: list[RecalledVersion]
@@ -146,6 +157,8 @@ async def create_recall(body: CreateRecall, caller: CallerOf) -> Recall:
         unindexed=found.unindexed,
         reason=body.reason,
         request_id=caller.request_id,
+        hashes=hashes,
+        file=_file_name(caller, body.file),
     )
     request.action = enum_value(pb.RecallAction, body.action, "RECALL_ACTION_")  # type: ignore[assignment]
     response = await upstream.call(caller.upstream.recalls.CreateRecall, request, _FIELDS)
@@ -170,10 +183,25 @@ async def get_recall(recall_id: str, caller: CallerOf) -> Recall:
     return _recall(caller, response.recall)
 
 
+@ROUTER.post("/v1/recalls/{recall_id}/lift", response_model=Recall)
+async def lift_recall(recall_id: str, caller: CallerOf, body: LiftRecall | None = None) -> Recall:
+    """End a standing recall. What it alone kept out of service may be rolled out again; nothing
+    serves by itself."""
+    request = pb.LiftRecallRequest(
+        name=caller.name("recalls", recall_id, "recall"), reason=body.reason if body else ""
+    )
+    response = await upstream.call(caller.upstream.recalls.LiftRecall, request)
+    return _recall(caller, response.recall)
+
+
 async def _find(caller: Caller, hashes: list[str], file: str | None) -> rows_pb2.FindRowsResponse:
-    name = caller.name("files", file, "file") if file else ""
+    name = _file_name(caller, file)
     request = rows_pb2.FindRowsRequest(parent=caller.parent, hashes=hashes, file=name)
     return await upstream.call(caller.upstream.rows.FindRows, request, _FIELDS)
+
+
+def _file_name(caller: Caller, file: str | None) -> str:
+    return caller.name("files", file, "file") if file else ""
 
 
 def _hashes(rows: Iterable[dict[str, JsonValue] | str]) -> list[str]:
@@ -195,7 +223,10 @@ def _recall(caller: Caller, message: pb.Recall) -> Recall:
         id=identifier(message.name) or "",
         created_at=seconds(message.create_time),
         action=enum_word(pb.RecallAction, message.action, "RECALL_ACTION_"),
+        status=_status(message),
         reason=message.reason,
+        lifted_at=_seconds(message, "lift_time"),
+        lift_reason=message.lift_reason or None,
         causes=[_cause(cause) for cause in message.causes],
         unindexed=[identifier(name) or "" for name in message.unindexed],
         versions=[_version(version) for version in message.versions],
@@ -218,7 +249,18 @@ def _cause(message: pb.RecallCause) -> Cause:
         held_out=message.held_out,
         row_count=message.row_count,
         hashes=list(message.hashes),
+        joined_at=_seconds(message, "join_time"),
     )
+
+
+def _status(message: pb.Recall) -> Literal["reported", "standing", "lifted"]:
+    if message.action == pb.RECALL_ACTION_REPORT:
+        return "reported"
+    return "lifted" if message.HasField("lift_time") else "standing"
+
+
+def _seconds(message: Message, field: str) -> int | None:
+    return seconds(getattr(message, field)) if message.HasField(field) else None
 
 
 def _version(message: pb.RecalledVersion) -> RecalledVersion:

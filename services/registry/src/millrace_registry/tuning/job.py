@@ -2,7 +2,7 @@
 
 It reads one JSON object (``Order``) from its standard input, which stays open: when it closes, the
 search ends. It writes JSON lines: ``{"kind": "phase", "phase": str}``, ``{"kind": "trial", …}`` a
-look (``service.proto``: ServingTrial), ``{"kind": "result", …}`` last. The trial model is taken
+look that is taken (``trial.py``), ``{"kind": "result", …}`` last. The trial model is taken
 out by whoever started it.
 """
 
@@ -10,7 +10,7 @@ import asyncio
 import os
 import sys
 import threading
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import tritonclient.grpc.aio as asynchronous
@@ -18,49 +18,51 @@ import tritonclient.grpc.aio as asynchronous
 from millrace_registry.domain import Serving
 from millrace_registry.repository import ModelRepository
 from millrace_registry.triton import LoadFailed, Triton
-from millrace_registry.tuning.load import AskFailed, Load, Shape
-from millrace_registry.tuning.measure import Figures, Look, Measurement
+from millrace_registry.tuning.decision import Decision, decide
+from millrace_registry.tuning.load import AskFailed, Engine, Load, Shape
+from millrace_registry.tuning.measure import Measurement
 from millrace_registry.tuning.order import ORDER, Order
-from millrace_registry.tuning.search import Decision, Search, decide
+from millrace_registry.tuning.search import Search
 from millrace_registry.tuning.space import Candidate, Space
+from millrace_registry.tuning.trial import Kind, Trial
 from millrace_registry.tuning.trial_model import TrialEngine, TrialModel
 from millrace_runtime.jobs import Reporter
 
 
-@dataclass
-class Trial:
-    """One look; ``reason``: why it failed or was given up."""
-
-    number: int
-    look_kind: str
-    serving: Serving
-    state: str = "MEASURED"
-    reason: str = ""
-    load_seconds: float = 0.0
-    figures: Figures = field(default_factory=Figures)
-
-    @property
-    def score(self) -> float:
-        return Look(self.figures).score if self.state == "MEASURED" else 0.0
+class TrialGone(Exception):
+    """The model on trial is not there any more: Triton was restarted, and says nothing of it."""
 
 
 class Tuning:
     """One search, from the first look to the decision."""
 
-    def __init__(self, order: Order, model: TrialModel, engine: TrialEngine, report: Reporter):
+    def __init__(
+        self,
+        order: Order,
+        model: TrialModel,
+        engine: Engine,
+        report: Reporter,
+        measurement: Measurement | None = None,
+    ) -> None:
         self._order = order
         self._model = model
         self._engine = engine
         self._report = report
-        self._measurement = Measurement(order.target, order.seconds)
+        self._measurement = measurement or Measurement(order.target, order.seconds)
         self._shape = Shape(order.traffic).within(order.context_tokens)
         self._trials: list[Trial] = []
+        self._done = {trial.number: trial for trial in order.done}
+        self._measured_as_before()
 
     async def run(self) -> None:
-        """Look at the present settings, at candidates, at the present ones again."""
+        """Look at the present settings, at candidates, at the present ones again.
+
+        The same scores lead to the same candidates: a search that goes on takes its way once more,
+        over the looks that are done.
+        """
         order = self._order
         search = Search(Space(order.limits), order.seed)
-        present = await self._look("PRESENT", order.present, beat=0.0)
+        present = await self._look(Kind.PRESENT, order.present, beat=0.0)
         search.tell(self._effective(order.present), present.score)
         best: Trial | None = None
         for _ in range(order.trials):
@@ -68,32 +70,53 @@ class Tuning:
             if candidate is None:
                 break
             beat = max(present.score, best.score if best else 0.0)
-            tried = await self._look("CANDIDATE", self._serving(candidate), beat)
+            tried = await self._look(Kind.CANDIDATE, self._serving(candidate), beat)
             search.tell(candidate, tried.score)
             if tried.score > beat:
                 best = tried
+        control = await self._look(Kind.CONTROL, order.present, beat=0.0)
         if best is None:
-            self._end(present, present, decide(present.score, present.score, 0.0, 0.0))
+            self._end(present, present, decide(present.score, control.score, 0.0, 0.0))
             return
-        control = await self._look("CONTROL", order.present, beat=0.0)
-        again = await self._look("CONFIRMATION", best.serving, beat=0.0)
+        again = await self._look(Kind.CONFIRMATION, best.serving, beat=0.0)
         decision = decide(present.score, control.score, best.score, again.score)
         self._end(present, best, decision)
 
-    async def _look(self, kind: str, serving: Serving, beat: float) -> Trial:
-        trial = Trial(len(self._trials), kind, serving)
+    def _measured_as_before(self) -> None:
+        """Ask as much offline as the first look of the search did."""
+        for trial in self._order.done:
+            if latency := trial.figures.single_stream_seconds_p90:
+                self._measurement.expect(latency)
+
+    async def _look(self, kind: Kind, serving: Serving, beat: float) -> Trial:
+        trial = self._done.get(len(self._trials))
+        if trial is None or not trial.is_of(kind, serving):
+            trial = await self._measure(Trial(len(self._trials), kind, serving), beat)
+            self._report.report("trial", **asdict(trial))
         self._trials.append(trial)
+        return trial
+
+    async def _measure(self, trial: Trial, beat: float) -> Trial:
         self._say("loading")
         try:
-            trial.load_seconds = await asyncio.to_thread(self._model.load, serving)
+            trial.load_seconds = await asyncio.to_thread(self._model.load, trial.serving)
             load = Load(self._engine, self._shape, self._order.seed)
             look = await self._measurement.look(load, beat, self._say)
             trial.figures = look.figures
             trial.state, trial.reason = ("PRUNED" if look.pruned else "MEASURED"), look.pruned
         except (LoadFailed, AskFailed) as error:
+            await self._require_model(error)
             trial.state, trial.reason = "FAILED", str(error)
-        self._report.report("trial", **asdict(trial))
         return trial
+
+    async def _require_model(self, error: Exception) -> None:
+        """
+        Raises:
+            TritonUnavailable, TrialGone: what failed says nothing of the settings.
+        """
+        is_there = await asyncio.to_thread(self._model.is_there)
+        if isinstance(error, AskFailed) and not is_there:
+            raise TrialGone(f"Triton was restarted amid a look: {error}") from error
 
     def _say(self, phase: str) -> None:
         self._report.report("phase", phase=phase)

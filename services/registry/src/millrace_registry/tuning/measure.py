@@ -52,6 +52,12 @@ class Measurement:
         self._seconds = seconds
         self._offline_count = 0  # the first look says how many requests fill the time
 
+    def expect(self, latency_seconds: float) -> None:
+        """Have offline runs ask as much as fills their time; the first latency told counts."""
+        if not self._offline_count:
+            wanted = math.ceil(_AT_ONCE * self._seconds / latency_seconds)
+            self._offline_count = min(_MOST, max(_FEWEST, wanted))
+
     async def look(self, load: Load, beat: float, say: Callable[[str], None]) -> Look:
         """Measure settings that are loaded.
 
@@ -66,9 +72,7 @@ class Measurement:
         await load.single_stream(0)  # warm
         single = await load.single_stream(_SINGLE_SHARE * self._seconds)
         latency = percentile([answer.seconds for answer in single.answers], _NINETY)
-        if not self._offline_count:
-            wanted = math.ceil(_AT_ONCE * self._seconds / latency)
-            self._offline_count = min(_MOST, max(_FEWEST, wanted))
+        self.expect(latency)
         say("offline")
         offline = await load.offline(self._offline_count)
         measured = {

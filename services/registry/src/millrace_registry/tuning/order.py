@@ -10,6 +10,7 @@ from millrace_registry.domain import Serving
 from millrace_registry.triton_config import EngineSettings
 from millrace_registry.tuning.load import Target
 from millrace_registry.tuning.space import Limits
+from millrace_registry.tuning.trial import Trial
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Order:
         model: the name on Triton of the model that is tuned.
         present: the settings that serve now; ``engine``: what they leave open.
         vocabulary, context_tokens: of the model.
+        done: looks of before the search was broken off; they are not taken again.
     """
 
     address: str
@@ -37,6 +39,7 @@ class Order:
     trials: int
     seconds: float
     seed: int
+    done: Sequence[Trial] = ()
 
 
 ORDER: TypeAdapter[Order] = TypeAdapter(Order)

@@ -1,11 +1,11 @@
-"""Which settings to try next, and which to keep.
+"""Which settings to try next.
 
 The tree-structured Parzen estimator proposes: Bergstra et al. 2011, "Algorithms for
 Hyper-Parameter Optimization"; as in Optuna (https://optuna.readthedocs.io).
 """
 
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
@@ -15,7 +15,6 @@ from millrace_registry.tuning.space import Candidate, Space
 
 _AT_RANDOM = 4
 _PROPOSALS = 20
-_LEAST_NOISE = 0.05
 
 
 class Search:
@@ -57,33 +56,3 @@ class Search:
         self._study.add_trial(
             create_trial(params=given, distributions=self._distributions, value=score)
         )
-
-
-@dataclass(frozen=True)
-class Decision:
-    """``noise``: how far two looks at the same settings are apart, as a share."""
-
-    is_better: bool
-    noise: float
-    reason: str
-
-
-def decide(present: float, control: float, best: float, confirmation: float) -> Decision:
-    """Whether the best candidate takes the place of the present settings.
-
-    All are requests a second within the latency target; 0: no rate was. The lower of the
-    candidate's two figures, the best of many, must be above the higher of the present's by more
-    than the noise, so that luck changes nothing.
-    """
-    higher, lower = max(present, control), min(best, confirmation)
-    noise = max(_LEAST_NOISE, abs(present - control) / higher if higher else 0.0)
-    if lower <= 0:
-        why = "the present settings stay" if higher else "nothing that was tried meets the target"
-        return Decision(False, noise, why)
-    if lower <= higher * (1 + noise):
-        return Decision(
-            False, noise, f"nothing is better than the present settings by more than {noise:.0%}"
-        )
-    if not higher:
-        return Decision(True, noise, "the present settings do not meet the target")
-    return Decision(True, noise, f"{lower / higher - 1:.0%} more requests within the target")

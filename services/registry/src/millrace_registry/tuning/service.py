@@ -1,21 +1,17 @@
-"""The registry's part of a search: who may begin one, its process, what is written at the end."""
+"""The registry's part of a search: who may begin one, and what is written at the end."""
 
 import contextlib
 import json
 import logging
 import math
 import os
-import queue
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
-
-from pydantic import TypeAdapter
+from typing import Protocol
 
 from millrace_registry.domain import (
     Deployment,
@@ -26,31 +22,38 @@ from millrace_registry.domain import (
     triton_model_name,
 )
 from millrace_registry.repository import ModelRepository, read_interface
-from millrace_registry.triton import Triton, TritonUnavailable
+from millrace_registry.triton import Triton
 from millrace_registry.triton_config import EngineSettings
 from millrace_registry.tuning.load import Target
-from millrace_registry.tuning.order import ORDER, Order
+from millrace_registry.tuning.order import Order
+from millrace_registry.tuning.process import News, Run, run_job
+from millrace_registry.tuning.resource import (
+    Failure,
+    Plan,
+    Progress,
+    Result,
+    ServingTuning,
+)
 from millrace_registry.tuning.space import Limits
+from millrace_registry.tuning.trial import Kind, Trial, trial_of
 from millrace_registry.tuning.trial_model import TrialModel
+from millrace_runtime import telemetry
 from millrace_runtime.content import ContentOutsideRoot, ContentStore
-from millrace_runtime.errors import Aborted, FailedPrecondition, ResourceExhausted
+from millrace_runtime.errors import FailedPrecondition, NotFound
+from millrace_runtime.leases import Lease
 from millrace_runtime.manifest import ManifestError
 
 LOG = logging.getLogger(__name__)
 
+MAXIMUM_ATTEMPTS = 6
 _DEFAULT_TRAFFIC = ((64, 32),)
 _MEMORY_SHARE = 0.25
 _LARGEST_BATCH = 256
 _MOST_INSTANCES = 4
-_END_SECONDS = 10.0
 _ATTEMPTS = 5
 _ATTEMPT_SECONDS = 0.1
-_LOOK_SECONDS = 0.2
-_WHAT_THERE_IS = Limits(0, 0, 0, 0)
-_SERVING: TypeAdapter[Serving] = TypeAdapter(Serving)
-
-News = Mapping[str, Any]
-Run = Callable[[Order, threading.Event, threading.Event, TrialModel], Iterator[News]]
+_TURN = timedelta(seconds=2)
+_FIRST_WAIT = timedelta(seconds=2)  # then twice that, and so on: a minute in all
 
 
 class Deployments(Protocol):
@@ -59,23 +62,21 @@ class Deployments(Protocol):
     def deployment(self, tenant: str, id: str) -> Deployment: ...
     def model(self, tenant: str, id: str) -> Model: ...
     def version(self, tenant: str, model: str, number: int) -> Version: ...
-    def update_deployment(
-        self, wanted: Deployment, expected_revision: int | None
-    ) -> Deployment: ...
 
 
-@dataclass(frozen=True)
-class Wish:
-    """What is to be searched; in ``limits`` 0 stands for what the machine has."""
+class Tunings(Protocol):
+    """Fenced writes to the rows of searches (``store.TuningStore``)."""
 
-    target: Target
-    traffic: tuple[tuple[int, int], ...] = ()
-    trials: int = 8
-    seconds: float = 4.0
-    seed: int = 0
-    limits: Limits = field(default=_WHAT_THERE_IS)
-    is_dry_run: bool = False
-    with_queue: bool = False
+    def take_up(self, lease: Lease) -> ServingTuning: ...
+    def start(self, lease: Lease, plan: Plan) -> ServingTuning: ...
+    def record_progress(self, lease: Lease, progress: Progress) -> None: ...
+    def record_trial(self, lease: Lease, trial: Trial, progress: Progress) -> None: ...
+    def count_attempt(self, lease: Lease) -> int: ...
+    def put_off(
+        self, lease: Lease, wait: timedelta, progress: Progress, failure: Failure | None = None
+    ) -> None: ...
+    def succeed(self, lease: Lease, result: Result, serving: Serving | None) -> ServingTuning: ...
+    def fail(self, lease: Lease, failure: Failure) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -89,53 +90,122 @@ class Endpoint:
 
 
 class ServingTuner:
-    """Begins searches, one at a time for an endpoint."""
+    """``perform`` is what the worker does for each search that it claims.
+
+    Nothing that serves is changed for a trial. What a search leaves behind that was killed is a
+    model that no route leads to, and the controller takes it out.
+    """
 
     def __init__(
         self,
         endpoint: Endpoint,
         deployments: Deployments,
+        tunings: Tunings,
         content: ContentStore,
-        draining: threading.Event,
+        *,
+        ring_controller: Callable[[], None],
         run: Run | None = None,
     ) -> None:
-        """``run``: carries an order out, in place of the job (``run_job``)."""
+        """``run``: carries an order out, in place of the job (``process.run_job``)."""
         self._run = run or run_job
         self._endpoint = endpoint
         self._deployments = deployments
+        self._tunings = tunings
         self._content = content
-        self._draining = draining
+        self._ring_controller = ring_controller
 
-    def tune(self, tenant: str, id: str, wish: Wish, left: threading.Event) -> Iterator[News]:
-        """What the job says (``job.py``); at the end ``{"kind": "result", …, "deployment"}``.
-
-        Args:
-            left: set when nobody reads any longer; the search ends, and nothing is written.
+    def perform(self, lease: Lease, stop: threading.Event) -> None:
+        """Search, from where it was broken off, until it has ended or ``stop`` is set.
 
         Raises:
-            NotFound
-            FailedPrecondition: no version serves, or the search broke off.
-            ResourceExhausted: another search is under way.
+            LeaseLost: it was taken over or cancelled meanwhile.
         """
-        deployment = self._deployments.deployment(tenant, id)
-        order = self._order(deployment, wish)
-        with self._alone():
-            model = TrialModel(self._triton(), self._repository(), order.model, order.artifact)
-            trials: dict[int, News] = {}
-            for news in self._run(order, left, self._draining, model):
-                if news["kind"] == "trial":
-                    trials[news["number"]] = news
-                if news["kind"] == "error":
-                    raise FailedPrecondition(
-                        f"the search broke off: {news['message']}", reason="TUNING_FAILED"
-                    )
-                if news["kind"] != "result":
-                    yield news
-                    continue
-                yield self._ended(deployment, wish, news, trials[news["winner"]])
+        tuning = self._tunings.take_up(lease)
+        attributes: dict[str, str | int | float | bool] = {
+            "millrace.serving_tuning": tuning.name,
+            "millrace.epoch": lease.epoch,
+        }
+        with (
+            telemetry.span(
+                "registry tune-serving", traceparent=tuning.traceparent, attributes=attributes
+            ),
+            self._alone() as is_alone,
+        ):
+            if not is_alone:
+                waits = progress_of(tuning, "waits: another search is under way on this endpoint")
+                self._tunings.put_off(lease, _TURN, waits)
+                return
+            try:
+                plan = tuning.plan or self._plan(tuning)
+                order = self._order(tuning, plan)
+            except (FailedPrecondition, NotFound) as error:
+                self._tunings.fail(lease, Failure(error.reason, str(error)))
+                return
+            self._search(lease, self._tunings.start(lease, plan), order, stop)
 
-    def _order(self, deployment: Deployment, wish: Wish) -> Order:
-        version = self._serving(deployment)
+    def _search(
+        self, lease: Lease, tuning: ServingTuning, order: Order, stop: threading.Event
+    ) -> None:
+        model = TrialModel(self._triton(), self._repository(), order.model, order.artifact)
+        with contextlib.closing(self._run(order, stop, model)) as told:
+            for news in told:
+                if news["kind"] == "phase":
+                    self._tunings.record_progress(lease, progress_of(tuning, news["phase"]))
+                elif news["kind"] == "trial":
+                    tuning = with_trial(tuning, trial_of(news))
+                    shown = progress_of(tuning, tuning.progress.phase)
+                    self._tunings.record_trial(lease, tuning.trials[-1], shown)
+                elif news["kind"] == "result":
+                    self._end(lease, tuning, news)
+                    return
+                elif news["kind"] == "error":
+                    self._try_again(lease, tuning, news["message"])
+                    return
+        if not stop.is_set():
+            self._try_again(lease, tuning, "its process ended without a word")
+
+    def _try_again(self, lease: Lease, tuning: ServingTuning, message: str) -> None:
+        """Triton may be away for a moment: what was measured stays, and the rest is tried again."""
+        attempts = self._tunings.count_attempt(lease)
+        failure = Failure("TUNING_FAILED", f"the search broke off: {message}")
+        LOG.warning("%s: attempt %d: %s", tuning.name, attempts, failure.message)
+        if attempts >= MAXIMUM_ATTEMPTS:
+            self._tunings.fail(lease, failure)
+            return
+        waits = progress_of(tuning, "waits, to be tried again")
+        self._tunings.put_off(lease, _FIRST_WAIT * 2 ** (attempts - 1), waits, failure)
+
+    def _end(self, lease: Lease, tuning: ServingTuning, news: News) -> None:
+        wish = tuning.wish
+        policy = _queue_policy(wish.target, float(news["score"]))
+        winner = next(trial for trial in tuning.trials if trial.number == news["winner"])
+        serving = winner.serving
+        if wish.with_queue and policy is not None:
+            serving = replace(serving, queue_policy=policy)
+        result = Result(
+            winner=winner.number,
+            is_better=news["is_better"],
+            reason=news["reason"],
+            noise=news["noise"],
+            queue_policy=policy,
+        )
+        is_to_be_written = result.is_better and not wish.is_dry_run
+        self._tunings.succeed(lease, result, serving if is_to_be_written else None)
+        self._ring_controller()
+
+    def _plan(self, tuning: ServingTuning) -> Plan:
+        """
+        Raises:
+            NotFound
+            FailedPrecondition: no version serves.
+        """
+        deployment = self._deployments.deployment(tuning.tenant, tuning.deployment)
+        version = require_serving(self._deployments, deployment)
+        limits = _limits(tuning.wish.limits, self._endpoint.engine)
+        return Plan(version, deployment.serving, limits)
+
+    def _order(self, tuning: ServingTuning, plan: Plan) -> Order:
+        version = self._deployments.version(tuning.tenant, tuning.model, plan.version)
         try:
             artifact = self._content.directory(version.artifact.uri, version.artifact.digest)
             interface = version.interface or read_interface(artifact)
@@ -144,63 +214,40 @@ class ServingTuner:
             raise FailedPrecondition(
                 f"the artifact of {version.name} cannot be read: {error}", reason="ARTIFACT"
             ) from error
+        wish = tuning.wish
         return Order(
             address=self._endpoint.address,
             control_key=self._endpoint.control_key,
             repository=self._endpoint.repository,
-            model=triton_model_name(deployment.tenant, deployment.model),
+            model=triton_model_name(tuning.tenant, tuning.model),
             artifact=artifact,
-            present=deployment.serving,
+            present=plan.present,
             engine=self._endpoint.engine,
             vocabulary=int(shape["vocab_size"]),
             context_tokens=interface.context_length,
             traffic=wish.traffic or _DEFAULT_TRAFFIC,
             target=wish.target,
-            limits=_limits(wish.limits, self._endpoint.engine),
+            limits=plan.limits,
             trials=wish.trials,
             seconds=wish.seconds,
             seed=wish.seed,
+            done=tuning.trials,
         )
 
-    def _serving(self, deployment: Deployment) -> Version:
-        number = self._deployments.model(deployment.tenant, deployment.model).serving_version
-        if not number:
-            raise FailedPrecondition(
-                f"no version of model {deployment.model!r} serves yet", reason="NOT_SERVING"
-            )
-        return self._deployments.version(deployment.tenant, deployment.model, number)
-
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """The controller looks at the lock for a moment, so that it is tried several times."""
+    def _alone(self) -> Iterator[bool]:
+        """Whether no other process searches on the endpoint, or begins to while this lasts: two
+        at once would measure each other.
+
+        The controller looks at the lock for a moment, so that it is tried several times.
+        """
         for _ in range(_ATTEMPTS):
             with self._repository().trials() as is_first:
                 if is_first:
-                    yield
+                    yield True
                     return
             time.sleep(_ATTEMPT_SECONDS)
-        raise ResourceExhausted(
-            "settings are being searched for on this endpoint already; two at once would measure "
-            "each other",
-            reason="TUNING_UNDER_WAY",
-        )
-
-    def _ended(self, before: Deployment, wish: Wish, news: News, winner: News) -> News:
-        policy = _queue_policy(wish.target, float(news["score"]))
-        serving = _SERVING.validate_python(winner["serving"])
-        if wish.with_queue and policy is not None and news["is_better"]:
-            serving = replace(serving, queue_policy=policy)
-        ended = {**news, "queue_policy": policy, "is_written": False, "deployment": before}
-        if wish.is_dry_run or not news["is_better"]:
-            return ended
-        try:
-            wanted = replace(before, serving=serving)
-            after = self._deployments.update_deployment(wanted, before.revision)
-        except Aborted:
-            now = self._deployments.deployment(before.tenant, before.id)
-            reason = f"{news['reason']}; not written: the deployment was changed meanwhile"
-            return {**ended, "reason": reason, "deployment": now}
-        return {**ended, "is_written": True, "deployment": after}
+        yield False
 
     def _triton(self) -> Triton:
         return Triton(self._endpoint.address, self._endpoint.control_key)
@@ -209,53 +256,40 @@ class ServingTuner:
         return ModelRepository(self._endpoint.repository, self._endpoint.engine)
 
 
-def run_job(
-    order: Order, left: threading.Event, draining: threading.Event, model: TrialModel
-) -> Iterator[News]:
-    """The job's lines; it is ended, and its model taken out, when this generator is closed."""
-    command = [sys.executable, "-m", "millrace_registry.tuning.job"]
-    job = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert job.stdin is not None
-    lines: queue.Queue[bytes] = queue.Queue()
-    threading.Thread(target=_read, args=(job, lines), daemon=True).start()
-    try:
-        job.stdin.write(ORDER.dump_json(order) + b"\n")
-        job.stdin.flush()
-        while not left.is_set():
-            if draining.is_set():
-                raise ResourceExhausted("the registry restarts; try again", reason="RESTARTING")
-            with contextlib.suppress(queue.Empty):
-                line = lines.get(timeout=_LOOK_SECONDS)
-                if not line:
-                    return
-                yield json.loads(line)
-    finally:
-        _end(job, model)
+def require_serving(deployments: Deployments, deployment: Deployment) -> int:
+    """The version of a deployment's model that serves.
+
+    Raises:
+        NotFound
+        FailedPrecondition: none does.
+    """
+    number = deployments.model(deployment.tenant, deployment.model).serving_version
+    if not number:
+        raise FailedPrecondition(
+            f"no version of model {deployment.model!r} serves yet", reason="NOT_SERVING"
+        )
+    return number
 
 
-def _read(job: "subprocess.Popen[bytes]", lines: "queue.Queue[bytes]") -> None:
-    assert job.stdout is not None
-    for line in job.stdout:
-        lines.put(line)
-    status = job.wait()
-    if status < 0:
-        lines.put(json.dumps({"kind": "error", "message": f"signal {-status}"}).encode())
-    lines.put(b"")
+def with_trial(tuning: ServingTuning, trial: Trial) -> ServingTuning:
+    """The search with one look more, in place of what had its number and of what came after."""
+    before = [done for done in tuning.trials if done.number < trial.number]
+    return replace(tuning, trials=(*before, trial))
 
 
-def _end(job: "subprocess.Popen[bytes]", model: TrialModel) -> None:
-    assert job.stdin is not None
-    with contextlib.suppress(OSError):
-        job.stdin.close()
-    try:
-        job.wait(_END_SECONDS)
-    except subprocess.TimeoutExpired:
-        job.kill()
-        job.wait()
-    try:
-        model.unload()
-    except TritonUnavailable as error:
-        LOG.warning("the model on trial is left to the controller: %s", error)
+def progress_of(tuning: ServingTuning, phase: str) -> Progress:
+    """How far a search has come: its looks, and what they found."""
+    present = [t.score for t in tuning.trials if t.look_kind == Kind.PRESENT]
+    found = [t.score for t in tuning.trials if t.look_kind == Kind.CANDIDATE]
+    metrics = {
+        name: max(scores)
+        for name, scores in (
+            ("present_requests_per_second", present),
+            ("best_candidate_requests_per_second", found),
+        )
+        if scores
+    }
+    return Progress(phase, len(tuning.trials), tuning.wish.looks, metrics)
 
 
 def _limits(wanted: Limits, engine: EngineSettings) -> Limits:

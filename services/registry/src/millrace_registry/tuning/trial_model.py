@@ -56,14 +56,19 @@ class TrialModel:
         Raises:
             TritonUnavailable: it is still there; the controller takes it out later.
         """
-        if self._is_there():
+        if self.is_there():
             self._triton.unload(self.name)
             deadline = time.monotonic() + _UNLOAD_SECONDS
-            while self._is_there() and time.monotonic() < deadline:
+            while self.is_there() and time.monotonic() < deadline:
                 time.sleep(_LOOK_SECONDS)
         self._repository.remove_model(self.name)
 
-    def _is_there(self) -> bool:
+    def is_there(self) -> bool:
+        """Whether Triton has it, or is about to.
+
+        Raises:
+            TritonUnavailable
+        """
         index = self._triton.index()
         return any(
             model == self.name and loaded.state != "UNAVAILABLE"

@@ -146,6 +146,31 @@ CALIBRATION_SOURCE_GENERIC: CalibrationSource.ValueType  # 2
 """Text that has nothing to do with the model's data."""
 Global___CalibrationSource: _TypeAlias = CalibrationSource  # noqa: Y015
 
+class _TaskMetric:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TaskMetricEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskMetric.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TASK_METRIC_UNSPECIFIED: _TaskMetric.ValueType  # 0
+    TASK_METRIC_EXACT_MATCH: _TaskMetric.ValueType  # 1
+    """The answer is the reference, after SQuAD's normalisation: without case, punctuation, articles."""
+    TASK_METRIC_CONTAINS: _TaskMetric.ValueType  # 2
+    """The reference's words stand together in the answer, both normalised so."""
+    TASK_METRIC_TOKEN_F1: _TaskMetric.ValueType  # 3
+    """Harmonic mean of the precision and the recall of the reference's words (arXiv:1606.05250)."""
+
+class TaskMetric(_TaskMetric, metaclass=_TaskMetricEnumTypeWrapper): ...
+
+TASK_METRIC_UNSPECIFIED: TaskMetric.ValueType  # 0
+TASK_METRIC_EXACT_MATCH: TaskMetric.ValueType  # 1
+"""The answer is the reference, after SQuAD's normalisation: without case, punctuation, articles."""
+TASK_METRIC_CONTAINS: TaskMetric.ValueType  # 2
+"""The reference's words stand together in the answer, both normalised so."""
+TASK_METRIC_TOKEN_F1: TaskMetric.ValueType  # 3
+"""Harmonic mean of the precision and the recall of the reference's words (arXiv:1606.05250)."""
+Global___TaskMetric: _TypeAlias = TaskMetric  # noqa: Y015
+
 @_typing.final
 class Calibration(_message.Message):
     """What activations are observed on."""
@@ -293,6 +318,61 @@ class Recipe(_message.Message):
 Global___Recipe: _TypeAlias = Recipe  # noqa: Y015
 
 @_typing.final
+class Task(_message.Message):
+    """What a model is for: prompts that it answers greedily, and how answers are scored against the
+    references. Measured of the original and of the artifact, on the same rows.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    MAX_ANSWER_TOKENS_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    file: _builtins.str
+    """tenants/{tenant}/files/{file}: conversations, or prompts with their completions. The last
+    answer of each is the reference.
+    """
+    metric: Global___TaskMetric.ValueType
+    rows: _builtins.int
+    """At most; chosen by the hash of what they say and the seed."""
+    max_answer_tokens: _builtins.int
+    """An answer that is longer is cut."""
+    seed: _builtins.int
+    @_builtins.property
+    def content(self) -> _lifecycle_pb2.Content: ...
+    def __init__(
+        self,
+        *,
+        file: _builtins.str = ...,
+        content: _lifecycle_pb2.Content | None = ...,
+        metric: Global___TaskMetric.ValueType = ...,
+        rows: _builtins.int | None = ...,
+        max_answer_tokens: _builtins.int | None = ...,
+        seed: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_answer_tokens", b"_max_answer_tokens", "_rows", b"_rows", "_seed", b"_seed", "content", b"content", "max_answer_tokens", b"max_answer_tokens", "rows", b"rows", "seed", b"seed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_answer_tokens", b"_max_answer_tokens", "_rows", b"_rows", "_seed", b"_seed", "content", b"content", "file", b"file", "max_answer_tokens", b"max_answer_tokens", "metric", b"metric", "rows", b"rows", "seed", b"seed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_answer_tokens: _TypeAlias = _typing.Literal["max_answer_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_answer_tokens: _TypeAlias = _typing.Literal["_max_answer_tokens", b"_max_answer_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__rows: _TypeAlias = _typing.Literal["rows"]  # noqa: Y015
+    _WhichOneofArgType__rows: _TypeAlias = _typing.Literal["_rows", b"_rows"]  # noqa: Y015
+    _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
+    _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_answer_tokens) -> _WhichOneofReturnType__max_answer_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rows) -> _WhichOneofReturnType__rows | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+
+Global___Task: _TypeAlias = Task  # noqa: Y015
+
+@_typing.final
 class GatePolicy(_message.Message):
     """When an artifact is good enough. Absent fields do not judge, but what judges must be measured."""
 
@@ -303,6 +383,8 @@ class GatePolicy(_message.Message):
     MAX_SIZE_RATIO_FIELD_NUMBER: _builtins.int
     MAX_LATENCY_SECONDS_FIELD_NUMBER: _builtins.int
     MAX_SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_TASK_SCORE_DECREASE_FIELD_NUMBER: _builtins.int
+    MIN_TASK_SCORE_FIELD_NUMBER: _builtins.int
     max_perplexity_increase: _builtins.float
     """Relative: 0.02 lets perplexity grow by 2 %."""
     min_top1_agreement: _builtins.float
@@ -310,6 +392,9 @@ class GatePolicy(_message.Message):
     max_latency_seconds: _builtins.float
     """Time to first token plus one token, one stream."""
     max_size_bytes: _builtins.int
+    max_task_score_decrease: _builtins.float
+    """Absolute: 0.02 lets 50 % become 48 %."""
+    min_task_score: _builtins.float
     def __init__(
         self,
         *,
@@ -318,10 +403,12 @@ class GatePolicy(_message.Message):
         max_size_ratio: _builtins.float | None = ...,
         max_latency_seconds: _builtins.float | None = ...,
         max_size_bytes: _builtins.int | None = ...,
+        max_task_score_decrease: _builtins.float | None = ...,
+        min_task_score: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_latency_seconds", b"_max_latency_seconds", "_max_perplexity_increase", b"_max_perplexity_increase", "_max_size_bytes", b"_max_size_bytes", "_max_size_ratio", b"_max_size_ratio", "_min_top1_agreement", b"_min_top1_agreement", "max_latency_seconds", b"max_latency_seconds", "max_perplexity_increase", b"max_perplexity_increase", "max_size_bytes", b"max_size_bytes", "max_size_ratio", b"max_size_ratio", "min_top1_agreement", b"min_top1_agreement"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_latency_seconds", b"_max_latency_seconds", "_max_perplexity_increase", b"_max_perplexity_increase", "_max_size_bytes", b"_max_size_bytes", "_max_size_ratio", b"_max_size_ratio", "_max_task_score_decrease", b"_max_task_score_decrease", "_min_task_score", b"_min_task_score", "_min_top1_agreement", b"_min_top1_agreement", "max_latency_seconds", b"max_latency_seconds", "max_perplexity_increase", b"max_perplexity_increase", "max_size_bytes", b"max_size_bytes", "max_size_ratio", b"max_size_ratio", "max_task_score_decrease", b"max_task_score_decrease", "min_task_score", b"min_task_score", "min_top1_agreement", b"min_top1_agreement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_latency_seconds", b"_max_latency_seconds", "_max_perplexity_increase", b"_max_perplexity_increase", "_max_size_bytes", b"_max_size_bytes", "_max_size_ratio", b"_max_size_ratio", "_min_top1_agreement", b"_min_top1_agreement", "max_latency_seconds", b"max_latency_seconds", "max_perplexity_increase", b"max_perplexity_increase", "max_size_bytes", b"max_size_bytes", "max_size_ratio", b"max_size_ratio", "min_top1_agreement", b"min_top1_agreement"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_latency_seconds", b"_max_latency_seconds", "_max_perplexity_increase", b"_max_perplexity_increase", "_max_size_bytes", b"_max_size_bytes", "_max_size_ratio", b"_max_size_ratio", "_max_task_score_decrease", b"_max_task_score_decrease", "_min_task_score", b"_min_task_score", "_min_top1_agreement", b"_min_top1_agreement", "max_latency_seconds", b"max_latency_seconds", "max_perplexity_increase", b"max_perplexity_increase", "max_size_bytes", b"max_size_bytes", "max_size_ratio", b"max_size_ratio", "max_task_score_decrease", b"max_task_score_decrease", "min_task_score", b"min_task_score", "min_top1_agreement", b"min_top1_agreement"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_latency_seconds: _TypeAlias = _typing.Literal["max_latency_seconds"]  # noqa: Y015
     _WhichOneofArgType__max_latency_seconds: _TypeAlias = _typing.Literal["_max_latency_seconds", b"_max_latency_seconds"]  # noqa: Y015
@@ -331,6 +418,10 @@ class GatePolicy(_message.Message):
     _WhichOneofArgType__max_size_bytes: _TypeAlias = _typing.Literal["_max_size_bytes", b"_max_size_bytes"]  # noqa: Y015
     _WhichOneofReturnType__max_size_ratio: _TypeAlias = _typing.Literal["max_size_ratio"]  # noqa: Y015
     _WhichOneofArgType__max_size_ratio: _TypeAlias = _typing.Literal["_max_size_ratio", b"_max_size_ratio"]  # noqa: Y015
+    _WhichOneofReturnType__max_task_score_decrease: _TypeAlias = _typing.Literal["max_task_score_decrease"]  # noqa: Y015
+    _WhichOneofArgType__max_task_score_decrease: _TypeAlias = _typing.Literal["_max_task_score_decrease", b"_max_task_score_decrease"]  # noqa: Y015
+    _WhichOneofReturnType__min_task_score: _TypeAlias = _typing.Literal["min_task_score"]  # noqa: Y015
+    _WhichOneofArgType__min_task_score: _TypeAlias = _typing.Literal["_min_task_score", b"_min_task_score"]  # noqa: Y015
     _WhichOneofReturnType__min_top1_agreement: _TypeAlias = _typing.Literal["min_top1_agreement"]  # noqa: Y015
     _WhichOneofArgType__min_top1_agreement: _TypeAlias = _typing.Literal["_min_top1_agreement", b"_min_top1_agreement"]  # noqa: Y015
     @_typing.overload
@@ -341,6 +432,10 @@ class GatePolicy(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_size_bytes) -> _WhichOneofReturnType__max_size_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_size_ratio) -> _WhichOneofReturnType__max_size_ratio | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_task_score_decrease) -> _WhichOneofReturnType__max_task_score_decrease | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_task_score) -> _WhichOneofReturnType__min_task_score | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_top1_agreement) -> _WhichOneofReturnType__min_top1_agreement | None: ...
 
@@ -433,6 +528,7 @@ class Measurements(_message.Message):
     ORIGINAL_LOAD_SECONDS_FIELD_NUMBER: _builtins.int
     CALIBRATION_FIELD_NUMBER: _builtins.int
     SEARCH_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
     original_perplexity: _builtins.float
     artifact_perplexity: _builtins.float
     kl_divergence: _builtins.float
@@ -474,6 +570,10 @@ class Measurements(_message.Message):
     def search(self) -> Global___SearchRecord:
         """What was tried, where the target is TARGET_AUTO."""
 
+    @_builtins.property
+    def task(self) -> Global___TaskMeasurement:
+        """Absent where no task was named."""
+
     def __init__(
         self,
         *,
@@ -497,10 +597,11 @@ class Measurements(_message.Message):
         original_load_seconds: _builtins.float | None = ...,
         calibration: Global___CalibrationRecord | None = ...,
         search: Global___SearchRecord | None = ...,
+        task: Global___TaskMeasurement | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_artifact_memory_bytes", b"_artifact_memory_bytes", "_artifact_perplexity", b"_artifact_perplexity", "_first_token_seconds", b"_first_token_seconds", "_kl_divergence", b"_kl_divergence", "_load_seconds", b"_load_seconds", "_original_load_seconds", b"_original_load_seconds", "_original_memory_bytes", b"_original_memory_bytes", "_original_perplexity", b"_original_perplexity", "_token_seconds", b"_token_seconds", "_top1_agreement", b"_top1_agreement", "artifact_memory_bytes", b"artifact_memory_bytes", "artifact_perplexity", b"artifact_perplexity", "calibration", b"calibration", "first_token_seconds", b"first_token_seconds", "kl_divergence", b"kl_divergence", "load_seconds", b"load_seconds", "original_load_seconds", b"original_load_seconds", "original_memory_bytes", b"original_memory_bytes", "original_perplexity", b"original_perplexity", "parity", b"parity", "search", b"search", "token_seconds", b"token_seconds", "top1_agreement", b"top1_agreement"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_artifact_memory_bytes", b"_artifact_memory_bytes", "_artifact_perplexity", b"_artifact_perplexity", "_first_token_seconds", b"_first_token_seconds", "_kl_divergence", b"_kl_divergence", "_load_seconds", b"_load_seconds", "_original_load_seconds", b"_original_load_seconds", "_original_memory_bytes", b"_original_memory_bytes", "_original_perplexity", b"_original_perplexity", "_token_seconds", b"_token_seconds", "_top1_agreement", b"_top1_agreement", "artifact_memory_bytes", b"artifact_memory_bytes", "artifact_perplexity", b"artifact_perplexity", "calibration", b"calibration", "first_token_seconds", b"first_token_seconds", "kl_divergence", b"kl_divergence", "load_seconds", b"load_seconds", "original_load_seconds", b"original_load_seconds", "original_memory_bytes", b"original_memory_bytes", "original_perplexity", b"original_perplexity", "parity", b"parity", "search", b"search", "task", b"task", "token_seconds", b"token_seconds", "top1_agreement", b"top1_agreement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_artifact_memory_bytes", b"_artifact_memory_bytes", "_artifact_perplexity", b"_artifact_perplexity", "_first_token_seconds", b"_first_token_seconds", "_kl_divergence", b"_kl_divergence", "_load_seconds", b"_load_seconds", "_original_load_seconds", b"_original_load_seconds", "_original_memory_bytes", b"_original_memory_bytes", "_original_perplexity", b"_original_perplexity", "_token_seconds", b"_token_seconds", "_top1_agreement", b"_top1_agreement", "artifact_loads", b"artifact_loads", "artifact_memory_bytes", b"artifact_memory_bytes", "artifact_perplexity", b"artifact_perplexity", "artifact_size_bytes", b"artifact_size_bytes", "calibration", b"calibration", "evaluated_tokens", b"evaluated_tokens", "first_token_seconds", b"first_token_seconds", "kl_divergence", b"kl_divergence", "load_seconds", b"load_seconds", "original_load_seconds", b"original_load_seconds", "original_loads", b"original_loads", "original_memory_bytes", b"original_memory_bytes", "original_perplexity", b"original_perplexity", "original_size_bytes", b"original_size_bytes", "parity", b"parity", "peak_memory_bytes", b"peak_memory_bytes", "search", b"search", "token_seconds", b"token_seconds", "top1_agreement", b"top1_agreement", "weight_shares", b"weight_shares"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_artifact_memory_bytes", b"_artifact_memory_bytes", "_artifact_perplexity", b"_artifact_perplexity", "_first_token_seconds", b"_first_token_seconds", "_kl_divergence", b"_kl_divergence", "_load_seconds", b"_load_seconds", "_original_load_seconds", b"_original_load_seconds", "_original_memory_bytes", b"_original_memory_bytes", "_original_perplexity", b"_original_perplexity", "_token_seconds", b"_token_seconds", "_top1_agreement", b"_top1_agreement", "artifact_loads", b"artifact_loads", "artifact_memory_bytes", b"artifact_memory_bytes", "artifact_perplexity", b"artifact_perplexity", "artifact_size_bytes", b"artifact_size_bytes", "calibration", b"calibration", "evaluated_tokens", b"evaluated_tokens", "first_token_seconds", b"first_token_seconds", "kl_divergence", b"kl_divergence", "load_seconds", b"load_seconds", "original_load_seconds", b"original_load_seconds", "original_loads", b"original_loads", "original_memory_bytes", b"original_memory_bytes", "original_perplexity", b"original_perplexity", "original_size_bytes", b"original_size_bytes", "parity", b"parity", "peak_memory_bytes", b"peak_memory_bytes", "search", b"search", "task", b"task", "token_seconds", b"token_seconds", "top1_agreement", b"top1_agreement", "weight_shares", b"weight_shares"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__artifact_memory_bytes: _TypeAlias = _typing.Literal["artifact_memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__artifact_memory_bytes: _TypeAlias = _typing.Literal["_artifact_memory_bytes", b"_artifact_memory_bytes"]  # noqa: Y015
@@ -544,6 +645,70 @@ class Measurements(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top1_agreement) -> _WhichOneofReturnType__top1_agreement | None: ...
 
 Global___Measurements: _TypeAlias = Measurements  # noqa: Y015
+
+@_typing.final
+class TaskMeasurement(_message.Message):
+    """How well a task's rows are answered, original beside artifact."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METRIC_FIELD_NUMBER: _builtins.int
+    ORIGINAL_SCORE_FIELD_NUMBER: _builtins.int
+    ARTIFACT_SCORE_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    SAME_ANSWERS_FIELD_NUMBER: _builtins.int
+    SKIPPED_ROWS_FIELD_NUMBER: _builtins.int
+    MAX_ANSWER_TOKENS_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
+    metric: Global___TaskMetric.ValueType
+    original_score: _builtins.float
+    """Mean over the rows, 0 to 1."""
+    artifact_score: _builtins.float
+    rows: _builtins.int
+    same_answers: _builtins.float
+    """Share of the rows to which both give the same answer, right or wrong."""
+    skipped_rows: _builtins.int
+    """Left out: without an answer in text, or too long for the model's context."""
+    max_answer_tokens: _builtins.int
+    seed: _builtins.int
+    digest: _builtins.str
+    """Of the rows' tokens and references: the same file and seed give the same."""
+    file: _builtins.str
+    """tenants/{tenant}/files/{file}"""
+    def __init__(
+        self,
+        *,
+        metric: Global___TaskMetric.ValueType = ...,
+        original_score: _builtins.float | None = ...,
+        artifact_score: _builtins.float | None = ...,
+        rows: _builtins.int = ...,
+        same_answers: _builtins.float | None = ...,
+        skipped_rows: _builtins.int = ...,
+        max_answer_tokens: _builtins.int = ...,
+        seed: _builtins.int = ...,
+        digest: _builtins.str = ...,
+        file: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_artifact_score", b"_artifact_score", "_original_score", b"_original_score", "_same_answers", b"_same_answers", "artifact_score", b"artifact_score", "original_score", b"original_score", "same_answers", b"same_answers"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_artifact_score", b"_artifact_score", "_original_score", b"_original_score", "_same_answers", b"_same_answers", "artifact_score", b"artifact_score", "digest", b"digest", "file", b"file", "max_answer_tokens", b"max_answer_tokens", "metric", b"metric", "original_score", b"original_score", "rows", b"rows", "same_answers", b"same_answers", "seed", b"seed", "skipped_rows", b"skipped_rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__artifact_score: _TypeAlias = _typing.Literal["artifact_score"]  # noqa: Y015
+    _WhichOneofArgType__artifact_score: _TypeAlias = _typing.Literal["_artifact_score", b"_artifact_score"]  # noqa: Y015
+    _WhichOneofReturnType__original_score: _TypeAlias = _typing.Literal["original_score"]  # noqa: Y015
+    _WhichOneofArgType__original_score: _TypeAlias = _typing.Literal["_original_score", b"_original_score"]  # noqa: Y015
+    _WhichOneofReturnType__same_answers: _TypeAlias = _typing.Literal["same_answers"]  # noqa: Y015
+    _WhichOneofArgType__same_answers: _TypeAlias = _typing.Literal["_same_answers", b"_same_answers"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__artifact_score) -> _WhichOneofReturnType__artifact_score | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__original_score) -> _WhichOneofReturnType__original_score | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__same_answers) -> _WhichOneofReturnType__same_answers | None: ...
+
+Global___TaskMeasurement: _TypeAlias = TaskMeasurement  # noqa: Y015
 
 @_typing.final
 class SearchRecord(_message.Message):
@@ -601,6 +766,7 @@ class SearchTrial(_message.Message):
     BROKEN_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     CHOSEN_FIELD_NUMBER: _builtins.int
+    TASK_SCORE_FIELD_NUMBER: _builtins.int
     target: Global___Target.ValueType
     layers_in_8_bits: _builtins.int
     """How many layers, the most sensitive ones, have 8 bits among those of 4."""
@@ -615,6 +781,8 @@ class SearchTrial(_message.Message):
     error: _builtins.str
     """Why nothing could be made; empty: it was."""
     chosen: _builtins.bool
+    task_score: _builtins.float
+    """Of its answers to the task's rows, where the gate judges them."""
     @_builtins.property
     def recipe(self) -> Global___Recipe: ...
     @_builtins.property
@@ -636,10 +804,11 @@ class SearchTrial(_message.Message):
         broken: _abc.Iterable[_builtins.str] | None = ...,
         error: _builtins.str = ...,
         chosen: _builtins.bool = ...,
+        task_score: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_kl_divergence", b"_kl_divergence", "_latency_seconds", b"_latency_seconds", "_perplexity_increase", b"_perplexity_increase", "_top1_agreement", b"_top1_agreement", "kl_divergence", b"kl_divergence", "latency_seconds", b"latency_seconds", "perplexity_increase", b"perplexity_increase", "recipe", b"recipe", "top1_agreement", b"top1_agreement"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_kl_divergence", b"_kl_divergence", "_latency_seconds", b"_latency_seconds", "_perplexity_increase", b"_perplexity_increase", "_task_score", b"_task_score", "_top1_agreement", b"_top1_agreement", "kl_divergence", b"kl_divergence", "latency_seconds", b"latency_seconds", "perplexity_increase", b"perplexity_increase", "recipe", b"recipe", "task_score", b"task_score", "top1_agreement", b"top1_agreement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kl_divergence", b"_kl_divergence", "_latency_seconds", b"_latency_seconds", "_perplexity_increase", b"_perplexity_increase", "_top1_agreement", b"_top1_agreement", "broken", b"broken", "chosen", b"chosen", "error", b"error", "evaluated_tokens", b"evaluated_tokens", "kl_divergence", b"kl_divergence", "latency_seconds", b"latency_seconds", "layers_in_8_bits", b"layers_in_8_bits", "perplexity_increase", b"perplexity_increase", "recipe", b"recipe", "size_bytes", b"size_bytes", "target", b"target", "top1_agreement", b"top1_agreement"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kl_divergence", b"_kl_divergence", "_latency_seconds", b"_latency_seconds", "_perplexity_increase", b"_perplexity_increase", "_task_score", b"_task_score", "_top1_agreement", b"_top1_agreement", "broken", b"broken", "chosen", b"chosen", "error", b"error", "evaluated_tokens", b"evaluated_tokens", "kl_divergence", b"kl_divergence", "latency_seconds", b"latency_seconds", "layers_in_8_bits", b"layers_in_8_bits", "perplexity_increase", b"perplexity_increase", "recipe", b"recipe", "size_bytes", b"size_bytes", "target", b"target", "task_score", b"task_score", "top1_agreement", b"top1_agreement"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__kl_divergence: _TypeAlias = _typing.Literal["kl_divergence"]  # noqa: Y015
     _WhichOneofArgType__kl_divergence: _TypeAlias = _typing.Literal["_kl_divergence", b"_kl_divergence"]  # noqa: Y015
@@ -647,6 +816,8 @@ class SearchTrial(_message.Message):
     _WhichOneofArgType__latency_seconds: _TypeAlias = _typing.Literal["_latency_seconds", b"_latency_seconds"]  # noqa: Y015
     _WhichOneofReturnType__perplexity_increase: _TypeAlias = _typing.Literal["perplexity_increase"]  # noqa: Y015
     _WhichOneofArgType__perplexity_increase: _TypeAlias = _typing.Literal["_perplexity_increase", b"_perplexity_increase"]  # noqa: Y015
+    _WhichOneofReturnType__task_score: _TypeAlias = _typing.Literal["task_score"]  # noqa: Y015
+    _WhichOneofArgType__task_score: _TypeAlias = _typing.Literal["_task_score", b"_task_score"]  # noqa: Y015
     _WhichOneofReturnType__top1_agreement: _TypeAlias = _typing.Literal["top1_agreement"]  # noqa: Y015
     _WhichOneofArgType__top1_agreement: _TypeAlias = _typing.Literal["_top1_agreement", b"_top1_agreement"]  # noqa: Y015
     @_typing.overload
@@ -655,6 +826,8 @@ class SearchTrial(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__latency_seconds) -> _WhichOneofReturnType__latency_seconds | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__perplexity_increase) -> _WhichOneofReturnType__perplexity_increase | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__task_score) -> _WhichOneofReturnType__task_score | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top1_agreement) -> _WhichOneofReturnType__top1_agreement | None: ...
 
@@ -938,6 +1111,7 @@ class Compression(_message.Message):
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     RECIPE_FIELD_NUMBER: _builtins.int
     CHOSEN_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """tenants/{tenant}/compressions/{compression}"""
     target: Global___Target.ValueType
@@ -976,6 +1150,10 @@ class Compression(_message.Message):
     def chosen(self) -> Global___Chosen:
         """Of TARGET_AUTO, once SUCCEEDED: what the artifact is."""
 
+    @_builtins.property
+    def task(self) -> Global___Task:
+        """Absent: none was named."""
+
     def __init__(
         self,
         *,
@@ -996,10 +1174,11 @@ class Compression(_message.Message):
         traceparent: _builtins.str = ...,
         recipe: Global___Recipe | None = ...,
         chosen: Global___Chosen | None = ...,
+        task: Global___Task | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "checkpoint", b"checkpoint", "chosen", b"chosen", "create_time", b"create_time", "failure", b"failure", "finish_time", b"finish_time", "gate", b"gate", "measurements", b"measurements", "progress", b"progress", "recipe", b"recipe", "start_time", b"start_time", "verdict", b"verdict"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "checkpoint", b"checkpoint", "chosen", b"chosen", "create_time", b"create_time", "failure", b"failure", "finish_time", b"finish_time", "gate", b"gate", "measurements", b"measurements", "progress", b"progress", "recipe", b"recipe", "start_time", b"start_time", "task", b"task", "verdict", b"verdict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "checkpoint", b"checkpoint", "chosen", b"chosen", "create_time", b"create_time", "deployment", b"deployment", "failure", b"failure", "finish_time", b"finish_time", "gate", b"gate", "measurements", b"measurements", "name", b"name", "progress", b"progress", "recipe", b"recipe", "start_time", b"start_time", "state", b"state", "target", b"target", "traceparent", b"traceparent", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "checkpoint", b"checkpoint", "chosen", b"chosen", "create_time", b"create_time", "deployment", b"deployment", "failure", b"failure", "finish_time", b"finish_time", "gate", b"gate", "measurements", b"measurements", "name", b"name", "progress", b"progress", "recipe", b"recipe", "start_time", b"start_time", "state", b"state", "target", b"target", "task", b"task", "traceparent", b"traceparent", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1015,6 +1194,7 @@ class CreateCompressionRequest(_message.Message):
     GATE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     RECIPE_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     target: Global___Target.ValueType
     request_id: _builtins.str
@@ -1024,6 +1204,8 @@ class CreateCompressionRequest(_message.Message):
     def gate(self) -> Global___GatePolicy: ...
     @_builtins.property
     def recipe(self) -> Global___Recipe: ...
+    @_builtins.property
+    def task(self) -> Global___Task: ...
     def __init__(
         self,
         *,
@@ -1033,10 +1215,11 @@ class CreateCompressionRequest(_message.Message):
         gate: Global___GatePolicy | None = ...,
         request_id: _builtins.str = ...,
         recipe: Global___Recipe | None = ...,
+        task: Global___Task | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "gate", b"gate", "recipe", b"recipe"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "gate", b"gate", "recipe", b"recipe", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "gate", b"gate", "parent", b"parent", "recipe", b"recipe", "request_id", b"request_id", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "gate", b"gate", "parent", b"parent", "recipe", b"recipe", "request_id", b"request_id", "target", b"target", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

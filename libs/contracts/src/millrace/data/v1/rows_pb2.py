@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bmillrace/data/v1/rows.proto\x12\x10millrace.data.v1\x1a\x1b\x62uf/validate/validate.proto\"\xd0\x01\n\x0f\x46indRowsRequest\x12\x35\n\x06parent\x18\x01 \x01(\tB%\xbaH\"r 2\x1e^tenants/[a-z][a-z0-9-]{0,62}$\x12\x34\n\x06hashes\x18\x02 \x03(\tB$\xbaH!\x92\x01\x1e\x10\x90N\"\x19r\x17\x32\x15^sha256:[0-9a-f]{64}$\x12P\n\x04\x66ile\x18\x03 \x01(\tBB\xbaH?r=2;^(tenants/[a-z][a-z0-9-]{0,62}/files/[A-Za-z0-9_-]{1,80})?$\"^\n\tRowHolder\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x10\n\x08held_out\x18\x03 \x01(\x08\x12\x11\n\trow_count\x18\x04 \x01(\x03\x12\x0e\n\x06hashes\x18\x05 \x03(\t\"f\n\x10\x46indRowsResponse\x12,\n\x07holders\x18\x01 \x03(\x0b\x32\x1b.millrace.data.v1.RowHolder\x12\x11\n\trow_count\x18\x02 \x01(\x03\x12\x11\n\tunindexed\x18\x03 \x03(\t2_\n\nRowService\x12Q\n\x08\x46indRows\x12!.millrace.data.v1.FindRowsRequest\x1a\".millrace.data.v1.FindRowsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bmillrace/data/v1/rows.proto\x12\x10millrace.data.v1\x1a\x1b\x62uf/validate/validate.proto\"\xb2\x02\n\x0f\x46indRowsRequest\x12\x35\n\x06parent\x18\x01 \x01(\tB%\xbaH\"r 2\x1e^tenants/[a-z][a-z0-9-]{0,62}$\x12\x34\n\x06hashes\x18\x02 \x03(\tB$\xbaH!\x92\x01\x1e\x10\x90N\"\x19r\x17\x32\x15^sha256:[0-9a-f]{64}$\x12P\n\x04\x66ile\x18\x03 \x01(\tBB\xbaH?r=2;^(tenants/[a-z][a-z0-9-]{0,62}/files/[A-Za-z0-9_-]{1,80})?$\x12`\n\x05names\x18\x04 \x03(\tBQ\xbaHN\x92\x01K\x10\x64\"GrE2C^tenants/[a-z][a-z0-9-]{0,62}/(files|datasets)/[A-Za-z0-9_-]{1,80}$\"^\n\tRowHolder\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x10\n\x08held_out\x18\x03 \x01(\x08\x12\x11\n\trow_count\x18\x04 \x01(\x03\x12\x0e\n\x06hashes\x18\x05 \x03(\t\"f\n\x10\x46indRowsResponse\x12,\n\x07holders\x18\x01 \x03(\x0b\x32\x1b.millrace.data.v1.RowHolder\x12\x11\n\trow_count\x18\x02 \x01(\x03\x12\x11\n\tunindexed\x18\x03 \x03(\t2_\n\nRowService\x12Q\n\x08\x46indRows\x12!.millrace.data.v1.FindRowsRequest\x1a\".millrace.data.v1.FindRowsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,12 +38,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FINDROWSREQUEST'].fields_by_name['hashes']._serialized_options = b'\272H!\222\001\036\020\220N\"\031r\0272\025^sha256:[0-9a-f]{64}$'
   _globals['_FINDROWSREQUEST'].fields_by_name['file']._loaded_options = None
   _globals['_FINDROWSREQUEST'].fields_by_name['file']._serialized_options = b'\272H?r=2;^(tenants/[a-z][a-z0-9-]{0,62}/files/[A-Za-z0-9_-]{1,80})?$'
+  _globals['_FINDROWSREQUEST'].fields_by_name['names']._loaded_options = None
+  _globals['_FINDROWSREQUEST'].fields_by_name['names']._serialized_options = b'\272HN\222\001K\020d\"GrE2C^tenants/[a-z][a-z0-9-]{0,62}/(files|datasets)/[A-Za-z0-9_-]{1,80}$'
   _globals['_FINDROWSREQUEST']._serialized_start=79
-  _globals['_FINDROWSREQUEST']._serialized_end=287
-  _globals['_ROWHOLDER']._serialized_start=289
-  _globals['_ROWHOLDER']._serialized_end=383
-  _globals['_FINDROWSRESPONSE']._serialized_start=385
-  _globals['_FINDROWSRESPONSE']._serialized_end=487
-  _globals['_ROWSERVICE']._serialized_start=489
-  _globals['_ROWSERVICE']._serialized_end=584
+  _globals['_FINDROWSREQUEST']._serialized_end=385
+  _globals['_ROWHOLDER']._serialized_start=387
+  _globals['_ROWHOLDER']._serialized_end=481
+  _globals['_FINDROWSRESPONSE']._serialized_start=483
+  _globals['_FINDROWSRESPONSE']._serialized_end=585
+  _globals['_ROWSERVICE']._serialized_start=587
+  _globals['_ROWSERVICE']._serialized_end=682
 # @@protoc_insertion_point(module_scope)

@@ -25,6 +25,7 @@ class FindRowsRequest(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     HASHES_FIELD_NUMBER: _builtins.int
     FILE_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     file: _builtins.str
     """An uploaded file: all its rows are looked for too."""
@@ -32,16 +33,21 @@ class FindRowsRequest(_message.Message):
     def hashes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """`sha256:` and 64 hexadecimal digits each."""
 
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only these files and datasets are looked into; none: all."""
+
     def __init__(
         self,
         *,
         parent: _builtins.str = ...,
         hashes: _abc.Iterable[_builtins.str] | None = ...,
         file: _builtins.str = ...,
+        names: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "hashes", b"hashes", "parent", b"parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "hashes", b"hashes", "names", b"names", "parent", b"parent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from millrace.lifecycle.v1 import lifecycle_pb2 as millrace_dot_lifecycle_dot_v1_dot_lifecycle__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!millrace/registry/v1/events.proto\x12\x14millrace.registry.v1\x1a%millrace/lifecycle/v1/lifecycle.proto\"\x89\x01\n\x11VersionRegistered\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06number\x18\x03 \x01(\x03\x12\x30\n\x08\x61rtifact\x18\x04 \x01(\x0b\x32\x1e.millrace.lifecycle.v1.Content\x12\x12\n\ncheckpoint\x18\x05 \x01(\t\"E\n\x12VersionQuarantined\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06recall\x18\x03 \x01(\t\"d\n\x0fVersionRecalled\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06recall\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x11\n\tsuccessor\x18\x05 \x01(\x03\"Z\n\x0eRolloutStarted\x12\x0f\n\x07rollout\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x14\n\x0c\x66rom_version\x18\x03 \x01(\x03\x12\x12\n\nto_version\x18\x04 \x01(\x03\"\\\n\x0fRolloutAdvanced\x12\x0f\n\x07rollout\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nto_version\x18\x03 \x01(\x03\x12\x15\n\rtraffic_share\x18\x04 \x01(\x01\"\x7f\n\x0eRolloutSettled\x12\x0f\n\x07rollout\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nto_version\x18\x03 \x01(\x03\x12%\n\x1d\x63heckpoint_to_settled_seconds\x18\x04 \x01(\x01\x12\x12\n\ncheckpoint\x18\x05 \x01(\t\"i\n\x0fRolloutReversed\x12\x0f\n\x07rollout\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nto_version\x18\x03 \x01(\x03\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x12\n\ncheckpoint\x18\x05 \x01(\t\"C\n\rRolloutPaused\x12\x0f\n\x07rollout\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nto_version\x18\x03 \x01(\x03\"D\n\x0eRolloutResumed\x12\x0f\n\x07rollout\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nto_version\x18\x03 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!millrace/registry/v1/events.proto\x12\x14millrace.registry.v1\x1a%millrace/lifecycle/v1/lifecycle.proto\"\x89\x01\n\x11VersionRegistered\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06number\x18\x03 \x01(\x03\x12\x30\n\x08\x61rtifact\x18\x04 \x01(\x0b\x32\x1e.millrace.lifecycle.v1.Content\x12\x12\n\ncheckpoint\x18\x05 \x01(\t\"E\n\x12VersionQuarantined\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06recall\x18\x03 \x01(\t\"d\n\x0fVersionRecalled\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06recall\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x11\n\tsuccessor\x18\x05 \x01(\x03\"Q\n\x0fVersionReleased\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06recall\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"d\n\x0eRecallExtended\x12\x0e\n\x06recall\x18\x01 \x01(\t\x12\r\n\x05\x63\x61use\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x10\n\x08held_out\x18\x04 \x01(\x08\x12\x11\n\trow_count\x18\x05 \x01(\x03\"@\n\x0cRecallLifted\x12\x0e\n\x06recall\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x10\n\x08versions\x18\x03 \x03(\t\"Z\n\x0eRolloutStarted\x12\x0f\n\x07rollout\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x14\n\x0c\x66rom_version\x18\x03 \x01(\x03\x12\x12\n\nto_version\x18\x04 \x01(\x03\"\\\n\x0fRolloutAdvanced\x12\x0f\n\x07rollout\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nto_version\x18\x03 \x01(\x03\x12\x15\n\rtraffic_share\x18\x04 \x01(\x01\"\x7f\n\x0eRolloutSettled\x12\x0f\n\x07rollout\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nto_version\x18\x03 \x01(\x03\x12%\n\x1d\x63heckpoint_to_settled_seconds\x18\x04 \x01(\x01\x12\x12\n\ncheckpoint\x18\x05 \x01(\t\"i\n\x0fRolloutReversed\x12\x0f\n\x07rollout\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nto_version\x18\x03 \x01(\x03\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x12\n\ncheckpoint\x18\x05 \x01(\t\"C\n\rRolloutPaused\x12\x0f\n\x07rollout\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nto_version\x18\x03 \x01(\x03\"D\n\x0eRolloutResumed\x12\x0f\n\x07rollout\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nto_version\x18\x03 \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,16 +38,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VERSIONQUARANTINED']._serialized_end=307
   _globals['_VERSIONRECALLED']._serialized_start=309
   _globals['_VERSIONRECALLED']._serialized_end=409
-  _globals['_ROLLOUTSTARTED']._serialized_start=411
-  _globals['_ROLLOUTSTARTED']._serialized_end=501
-  _globals['_ROLLOUTADVANCED']._serialized_start=503
-  _globals['_ROLLOUTADVANCED']._serialized_end=595
-  _globals['_ROLLOUTSETTLED']._serialized_start=597
-  _globals['_ROLLOUTSETTLED']._serialized_end=724
-  _globals['_ROLLOUTREVERSED']._serialized_start=726
-  _globals['_ROLLOUTREVERSED']._serialized_end=831
-  _globals['_ROLLOUTPAUSED']._serialized_start=833
-  _globals['_ROLLOUTPAUSED']._serialized_end=900
-  _globals['_ROLLOUTRESUMED']._serialized_start=902
-  _globals['_ROLLOUTRESUMED']._serialized_end=970
+  _globals['_VERSIONRELEASED']._serialized_start=411
+  _globals['_VERSIONRELEASED']._serialized_end=492
+  _globals['_RECALLEXTENDED']._serialized_start=494
+  _globals['_RECALLEXTENDED']._serialized_end=594
+  _globals['_RECALLLIFTED']._serialized_start=596
+  _globals['_RECALLLIFTED']._serialized_end=660
+  _globals['_ROLLOUTSTARTED']._serialized_start=662
+  _globals['_ROLLOUTSTARTED']._serialized_end=752
+  _globals['_ROLLOUTADVANCED']._serialized_start=754
+  _globals['_ROLLOUTADVANCED']._serialized_end=846
+  _globals['_ROLLOUTSETTLED']._serialized_start=848
+  _globals['_ROLLOUTSETTLED']._serialized_end=975
+  _globals['_ROLLOUTREVERSED']._serialized_start=977
+  _globals['_ROLLOUTREVERSED']._serialized_end=1082
+  _globals['_ROLLOUTPAUSED']._serialized_start=1084
+  _globals['_ROLLOUTPAUSED']._serialized_end=1151
+  _globals['_ROLLOUTRESUMED']._serialized_start=1153
+  _globals['_ROLLOUTRESUMED']._serialized_end=1221
 # @@protoc_insertion_point(module_scope)

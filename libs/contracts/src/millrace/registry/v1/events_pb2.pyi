@@ -3,8 +3,10 @@
 isort:skip_file
 Facts of the registry."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from millrace.lifecycle.v1 import lifecycle_pb2 as _lifecycle_pb2
 import builtins as _builtins
 import sys
@@ -112,6 +114,101 @@ class VersionRecalled(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VersionRecalled: _TypeAlias = VersionRecalled  # noqa: Y015
+
+@_typing.final
+class VersionReleased(_message.Message):
+    """millrace.{tenant}.registry.version.released: a recall was lifted, and no other stands against it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    model: _builtins.str
+    recall: _builtins.str
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        model: _builtins.str = ...,
+        recall: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "reason", b"reason", "recall", b"recall", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VersionReleased: _TypeAlias = VersionReleased  # noqa: Y015
+
+@_typing.final
+class RecallExtended(_message.Message):
+    """millrace.{tenant}.registry.recall.extended: a standing recall's rows were found in one thing more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECALL_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    HELD_OUT_FIELD_NUMBER: _builtins.int
+    ROW_COUNT_FIELD_NUMBER: _builtins.int
+    recall: _builtins.str
+    cause: _builtins.str
+    """A file or a dataset."""
+    digest: _builtins.str
+    held_out: _builtins.bool
+    """Models are judged by these rows and do not learn from them."""
+    row_count: _builtins.int
+    def __init__(
+        self,
+        *,
+        recall: _builtins.str = ...,
+        cause: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        held_out: _builtins.bool = ...,
+        row_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "digest", b"digest", "held_out", b"held_out", "recall", b"recall", "row_count", b"row_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecallExtended: _TypeAlias = RecallExtended  # noqa: Y015
+
+@_typing.final
+class RecallLifted(_message.Message):
+    """millrace.{tenant}.registry.recall.lifted"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECALL_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    recall: _builtins.str
+    reason: _builtins.str
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those that may be rolled out again."""
+
+    def __init__(
+        self,
+        *,
+        recall: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        versions: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "recall", b"recall", "versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecallLifted: _TypeAlias = RecallLifted  # noqa: Y015
 
 @_typing.final
 class RolloutStarted(_message.Message):

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from millrace.registry.v1 import service_pb2 as millrace_dot_registry_dot_v1_dot_service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"millrace/registry/v1/recalls.proto\x12\x14millrace.registry.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"millrace/registry/v1/service.proto\"\xe0\x01\n\x0bRecallCause\x12X\n\x04name\x18\x01 \x01(\tBJ\xbaHGrE2C^tenants/[a-z][a-z0-9-]{0,62}/(files|datasets)/[A-Za-z0-9_-]{1,80}$\x12/\n\x06\x64igest\x18\x02 \x01(\tB\x1f\xbaH\x1cr\x1a\x32\x18^(sha256:[0-9a-f]{64})?$\x12\x10\n\x08held_out\x18\x03 \x01(\x08\x12\x1a\n\trow_count\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x18\n\x06hashes\x18\x05 \x03(\tB\x08\xbaH\x05\x92\x01\x02\x10\x64\"\xf8\x01\n\x0fRecalledVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x38\n\x0cstate_before\x18\x02 \x01(\x0e\x32\".millrace.registry.v1.VersionState\x12\x10\n\x08was_live\x18\x03 \x01(\x08\x12\x34\n\x07outcome\x18\x04 \x01(\x0e\x32#.millrace.registry.v1.RecallOutcome\x12\x11\n\tsuccessor\x18\x05 \x01(\x03\x12\x31\n\x05state\x18\x06 \x01(\x0e\x32\".millrace.registry.v1.VersionState\x12\x0f\n\x07is_live\x18\x07 \x01(\x08\"\xee\x02\n\x06Recall\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x32\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\".millrace.registry.v1.RecallAction\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x06\x63\x61uses\x18\x05 \x03(\x0b\x32!.millrace.registry.v1.RecallCause\x12\x11\n\tunindexed\x18\x06 \x03(\t\x12\x30\n\x05nodes\x18\x07 \x03(\x0b\x32!.millrace.registry.v1.LineageNode\x12\x30\n\x05\x65\x64ges\x18\x08 \x03(\x0b\x32!.millrace.registry.v1.LineageEdge\x12\x37\n\x08versions\x18\t \x03(\x0b\x32%.millrace.registry.v1.RecalledVersion\"\xa0\x02\n\x13\x43reateRecallRequest\x12\x35\n\x06parent\x18\x01 \x01(\tB%\xbaH\"r 2\x1e^tenants/[a-z][a-z0-9-]{0,62}$\x12<\n\x06\x63\x61uses\x18\x02 \x03(\x0b\x32!.millrace.registry.v1.RecallCauseB\t\xbaH\x06\x92\x01\x03\x10\x90N\x12>\n\x06\x61\x63tion\x18\x03 \x01(\x0e\x32\".millrace.registry.v1.RecallActionB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x18\n\x06reason\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x1c\n\nrequest_id\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x1c\n\tunindexed\x18\x06 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x90N\"D\n\x14\x43reateRecallResponse\x12,\n\x06recall\x18\x01 \x01(\x0b\x32\x1c.millrace.registry.v1.Recall\"c\n\x10GetRecallRequest\x12O\n\x04name\x18\x01 \x01(\tBA\xbaH>r<2:^tenants/[a-z][a-z0-9-]{0,62}/recalls/[A-Za-z0-9_-]{1,80}$\"A\n\x11GetRecallResponse\x12,\n\x06recall\x18\x01 \x01(\x0b\x32\x1c.millrace.registry.v1.Recall\"~\n\x12ListRecallsRequest\x12\x35\n\x06parent\x18\x01 \x01(\tB%\xbaH\"r 2\x1e^tenants/[a-z][a-z0-9-]{0,62}$\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x12\n\npage_token\x18\x03 \x01(\t\"]\n\x13ListRecallsResponse\x12-\n\x07recalls\x18\x01 \x03(\x0b\x32\x1c.millrace.registry.v1.Recall\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\x82\x01\n\x0cRecallAction\x12\x1d\n\x19RECALL_ACTION_UNSPECIFIED\x10\x00\x12\x18\n\x14RECALL_ACTION_REPORT\x10\x01\x12\x1c\n\x18RECALL_ACTION_QUARANTINE\x10\x02\x12\x1b\n\x17RECALL_ACTION_ROLL_BACK\x10\x03*\xcd\x01\n\rRecallOutcome\x12\x1e\n\x1aRECALL_OUTCOME_UNSPECIFIED\x10\x00\x12\x1b\n\x17RECALL_OUTCOME_REPORTED\x10\x01\x12\x1e\n\x1aRECALL_OUTCOME_QUARANTINED\x10\x02\x12\x1e\n\x1aRECALL_OUTCOME_ROLLED_BACK\x10\x03\x12\x1f\n\x1bRECALL_OUTCOME_NO_SUCCESSOR\x10\x04\x12\x1e\n\x1aRECALL_OUTCOME_OUT_ALREADY\x10\x05\x32\xb8\x02\n\rRecallService\x12\x65\n\x0c\x43reateRecall\x12).millrace.registry.v1.CreateRecallRequest\x1a*.millrace.registry.v1.CreateRecallResponse\x12\\\n\tGetRecall\x12&.millrace.registry.v1.GetRecallRequest\x1a\'.millrace.registry.v1.GetRecallResponse\x12\x62\n\x0bListRecalls\x12(.millrace.registry.v1.ListRecallsRequest\x1a).millrace.registry.v1.ListRecallsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"millrace/registry/v1/recalls.proto\x12\x14millrace.registry.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"millrace/registry/v1/service.proto\"\x8f\x02\n\x0bRecallCause\x12X\n\x04name\x18\x01 \x01(\tBJ\xbaHGrE2C^tenants/[a-z][a-z0-9-]{0,62}/(files|datasets)/[A-Za-z0-9_-]{1,80}$\x12/\n\x06\x64igest\x18\x02 \x01(\tB\x1f\xbaH\x1cr\x1a\x32\x18^(sha256:[0-9a-f]{64})?$\x12\x10\n\x08held_out\x18\x03 \x01(\x08\x12\x1a\n\trow_count\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x18\n\x06hashes\x18\x05 \x03(\tB\x08\xbaH\x05\x92\x01\x02\x10\x64\x12-\n\tjoin_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xf8\x01\n\x0fRecalledVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x38\n\x0cstate_before\x18\x02 \x01(\x0e\x32\".millrace.registry.v1.VersionState\x12\x10\n\x08was_live\x18\x03 \x01(\x08\x12\x34\n\x07outcome\x18\x04 \x01(\x0e\x32#.millrace.registry.v1.RecallOutcome\x12\x11\n\tsuccessor\x18\x05 \x01(\x03\x12\x31\n\x05state\x18\x06 \x01(\x0e\x32\".millrace.registry.v1.VersionState\x12\x0f\n\x07is_live\x18\x07 \x01(\x08\"\xb2\x03\n\x06Recall\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x32\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\".millrace.registry.v1.RecallAction\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x06\x63\x61uses\x18\x05 \x03(\x0b\x32!.millrace.registry.v1.RecallCause\x12\x11\n\tunindexed\x18\x06 \x03(\t\x12\x30\n\x05nodes\x18\x07 \x03(\x0b\x32!.millrace.registry.v1.LineageNode\x12\x30\n\x05\x65\x64ges\x18\x08 \x03(\x0b\x32!.millrace.registry.v1.LineageEdge\x12\x37\n\x08versions\x18\t \x03(\x0b\x32%.millrace.registry.v1.RecalledVersion\x12-\n\tlift_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0blift_reason\x18\x0b \x01(\t\"\xa8\x03\n\x13\x43reateRecallRequest\x12\x35\n\x06parent\x18\x01 \x01(\tB%\xbaH\"r 2\x1e^tenants/[a-z][a-z0-9-]{0,62}$\x12<\n\x06\x63\x61uses\x18\x02 \x03(\x0b\x32!.millrace.registry.v1.RecallCauseB\t\xbaH\x06\x92\x01\x03\x10\x90N\x12>\n\x06\x61\x63tion\x18\x03 \x01(\x0e\x32\".millrace.registry.v1.RecallActionB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x18\n\x06reason\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x1c\n\nrequest_id\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x1c\n\tunindexed\x18\x06 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x90N\x12\x34\n\x06hashes\x18\x07 \x03(\tB$\xbaH!\x92\x01\x1e\x10\x90N\"\x19r\x17\x32\x15^sha256:[0-9a-f]{64}$\x12P\n\x04\x66ile\x18\x08 \x01(\tBB\xbaH?r=2;^(tenants/[a-z][a-z0-9-]{0,62}/files/[A-Za-z0-9_-]{1,80})?$\"D\n\x14\x43reateRecallResponse\x12,\n\x06recall\x18\x01 \x01(\x0b\x32\x1c.millrace.registry.v1.Recall\"c\n\x10GetRecallRequest\x12O\n\x04name\x18\x01 \x01(\tBA\xbaH>r<2:^tenants/[a-z][a-z0-9-]{0,62}/recalls/[A-Za-z0-9_-]{1,80}$\"A\n\x11GetRecallResponse\x12,\n\x06recall\x18\x01 \x01(\x0b\x32\x1c.millrace.registry.v1.Recall\"~\n\x12ListRecallsRequest\x12\x35\n\x06parent\x18\x01 \x01(\tB%\xbaH\"r 2\x1e^tenants/[a-z][a-z0-9-]{0,62}$\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x12\n\npage_token\x18\x03 \x01(\t\"]\n\x13ListRecallsResponse\x12-\n\x07recalls\x18\x01 \x03(\x0b\x32\x1c.millrace.registry.v1.Recall\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"~\n\x11LiftRecallRequest\x12O\n\x04name\x18\x01 \x01(\tBA\xbaH>r<2:^tenants/[a-z][a-z0-9-]{0,62}/recalls/[A-Za-z0-9_-]{1,80}$\x12\x18\n\x06reason\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"B\n\x12LiftRecallResponse\x12,\n\x06recall\x18\x01 \x01(\x0b\x32\x1c.millrace.registry.v1.Recall*\x82\x01\n\x0cRecallAction\x12\x1d\n\x19RECALL_ACTION_UNSPECIFIED\x10\x00\x12\x18\n\x14RECALL_ACTION_REPORT\x10\x01\x12\x1c\n\x18RECALL_ACTION_QUARANTINE\x10\x02\x12\x1b\n\x17RECALL_ACTION_ROLL_BACK\x10\x03*\xcd\x01\n\rRecallOutcome\x12\x1e\n\x1aRECALL_OUTCOME_UNSPECIFIED\x10\x00\x12\x1b\n\x17RECALL_OUTCOME_REPORTED\x10\x01\x12\x1e\n\x1aRECALL_OUTCOME_QUARANTINED\x10\x02\x12\x1e\n\x1aRECALL_OUTCOME_ROLLED_BACK\x10\x03\x12\x1f\n\x1bRECALL_OUTCOME_NO_SUCCESSOR\x10\x04\x12\x1e\n\x1aRECALL_OUTCOME_OUT_ALREADY\x10\x05\x32\x99\x03\n\rRecallService\x12\x65\n\x0c\x43reateRecall\x12).millrace.registry.v1.CreateRecallRequest\x1a*.millrace.registry.v1.CreateRecallResponse\x12\\\n\tGetRecall\x12&.millrace.registry.v1.GetRecallRequest\x1a\'.millrace.registry.v1.GetRecallResponse\x12\x62\n\x0bListRecalls\x12(.millrace.registry.v1.ListRecallsRequest\x1a).millrace.registry.v1.ListRecallsResponse\x12_\n\nLiftRecall\x12\'.millrace.registry.v1.LiftRecallRequest\x1a(.millrace.registry.v1.LiftRecallResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -54,34 +54,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATERECALLREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
   _globals['_CREATERECALLREQUEST'].fields_by_name['unindexed']._loaded_options = None
   _globals['_CREATERECALLREQUEST'].fields_by_name['unindexed']._serialized_options = b'\272H\006\222\001\003\020\220N'
+  _globals['_CREATERECALLREQUEST'].fields_by_name['hashes']._loaded_options = None
+  _globals['_CREATERECALLREQUEST'].fields_by_name['hashes']._serialized_options = b'\272H!\222\001\036\020\220N\"\031r\0272\025^sha256:[0-9a-f]{64}$'
+  _globals['_CREATERECALLREQUEST'].fields_by_name['file']._loaded_options = None
+  _globals['_CREATERECALLREQUEST'].fields_by_name['file']._serialized_options = b'\272H?r=2;^(tenants/[a-z][a-z0-9-]{0,62}/files/[A-Za-z0-9_-]{1,80})?$'
   _globals['_GETRECALLREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETRECALLREQUEST'].fields_by_name['name']._serialized_options = b'\272H>r<2:^tenants/[a-z][a-z0-9-]{0,62}/recalls/[A-Za-z0-9_-]{1,80}$'
   _globals['_LISTRECALLSREQUEST'].fields_by_name['parent']._loaded_options = None
   _globals['_LISTRECALLSREQUEST'].fields_by_name['parent']._serialized_options = b'\272H\"r 2\036^tenants/[a-z][a-z0-9-]{0,62}$'
   _globals['_LISTRECALLSREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_LISTRECALLSREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\007\032\005\030\350\007(\000'
-  _globals['_RECALLACTION']._serialized_start=1758
-  _globals['_RECALLACTION']._serialized_end=1888
-  _globals['_RECALLOUTCOME']._serialized_start=1891
-  _globals['_RECALLOUTCOME']._serialized_end=2096
+  _globals['_LIFTRECALLREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_LIFTRECALLREQUEST'].fields_by_name['name']._serialized_options = b'\272H>r<2:^tenants/[a-z][a-z0-9-]{0,62}/recalls/[A-Za-z0-9_-]{1,80}$'
+  _globals['_LIFTRECALLREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_LIFTRECALLREQUEST'].fields_by_name['reason']._serialized_options = b'\272H\005r\003\030\200\010'
+  _globals['_RECALLACTION']._serialized_start=2205
+  _globals['_RECALLACTION']._serialized_end=2335
+  _globals['_RECALLOUTCOME']._serialized_start=2338
+  _globals['_RECALLOUTCOME']._serialized_end=2543
   _globals['_RECALLCAUSE']._serialized_start=159
-  _globals['_RECALLCAUSE']._serialized_end=383
-  _globals['_RECALLEDVERSION']._serialized_start=386
-  _globals['_RECALLEDVERSION']._serialized_end=634
-  _globals['_RECALL']._serialized_start=637
-  _globals['_RECALL']._serialized_end=1003
-  _globals['_CREATERECALLREQUEST']._serialized_start=1006
-  _globals['_CREATERECALLREQUEST']._serialized_end=1294
-  _globals['_CREATERECALLRESPONSE']._serialized_start=1296
-  _globals['_CREATERECALLRESPONSE']._serialized_end=1364
-  _globals['_GETRECALLREQUEST']._serialized_start=1366
-  _globals['_GETRECALLREQUEST']._serialized_end=1465
-  _globals['_GETRECALLRESPONSE']._serialized_start=1467
-  _globals['_GETRECALLRESPONSE']._serialized_end=1532
-  _globals['_LISTRECALLSREQUEST']._serialized_start=1534
-  _globals['_LISTRECALLSREQUEST']._serialized_end=1660
-  _globals['_LISTRECALLSRESPONSE']._serialized_start=1662
-  _globals['_LISTRECALLSRESPONSE']._serialized_end=1755
-  _globals['_RECALLSERVICE']._serialized_start=2099
-  _globals['_RECALLSERVICE']._serialized_end=2411
+  _globals['_RECALLCAUSE']._serialized_end=430
+  _globals['_RECALLEDVERSION']._serialized_start=433
+  _globals['_RECALLEDVERSION']._serialized_end=681
+  _globals['_RECALL']._serialized_start=684
+  _globals['_RECALL']._serialized_end=1118
+  _globals['_CREATERECALLREQUEST']._serialized_start=1121
+  _globals['_CREATERECALLREQUEST']._serialized_end=1545
+  _globals['_CREATERECALLRESPONSE']._serialized_start=1547
+  _globals['_CREATERECALLRESPONSE']._serialized_end=1615
+  _globals['_GETRECALLREQUEST']._serialized_start=1617
+  _globals['_GETRECALLREQUEST']._serialized_end=1716
+  _globals['_GETRECALLRESPONSE']._serialized_start=1718
+  _globals['_GETRECALLRESPONSE']._serialized_end=1783
+  _globals['_LISTRECALLSREQUEST']._serialized_start=1785
+  _globals['_LISTRECALLSREQUEST']._serialized_end=1911
+  _globals['_LISTRECALLSRESPONSE']._serialized_start=1913
+  _globals['_LISTRECALLSRESPONSE']._serialized_end=2006
+  _globals['_LIFTRECALLREQUEST']._serialized_start=2008
+  _globals['_LIFTRECALLREQUEST']._serialized_end=2134
+  _globals['_LIFTRECALLRESPONSE']._serialized_start=2136
+  _globals['_LIFTRECALLRESPONSE']._serialized_end=2202
+  _globals['_RECALLSERVICE']._serialized_start=2546
+  _globals['_RECALLSERVICE']._serialized_end=2955
 # @@protoc_insertion_point(module_scope)

@@ -31,8 +31,8 @@ class _RecallActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RecallAc
     RECALL_ACTION_REPORT: _RecallAction.ValueType  # 1
     """Changes nothing."""
     RECALL_ACTION_QUARANTINE: _RecallAction.ValueType  # 2
-    """Every version that learnt from a cause is taken out of service, for good. In the place of one
-    that served, the newest serves that served before and did not.
+    """Every version that learnt from a cause is taken out of service, unless the recall is lifted. In
+    the place of one that served, the newest serves that served before and did not.
     """
     RECALL_ACTION_ROLL_BACK: _RecallAction.ValueType  # 3
     """Where a version serves that learnt from a cause, the newest serves that served before and did
@@ -45,8 +45,8 @@ RECALL_ACTION_UNSPECIFIED: RecallAction.ValueType  # 0
 RECALL_ACTION_REPORT: RecallAction.ValueType  # 1
 """Changes nothing."""
 RECALL_ACTION_QUARANTINE: RecallAction.ValueType  # 2
-"""Every version that learnt from a cause is taken out of service, for good. In the place of one
-that served, the newest serves that served before and did not.
+"""Every version that learnt from a cause is taken out of service, unless the recall is lifted. In
+the place of one that served, the newest serves that served before and did not.
 """
 RECALL_ACTION_ROLL_BACK: RecallAction.ValueType  # 3
 """Where a version serves that learnt from a cause, the newest serves that served before and did
@@ -96,6 +96,7 @@ class RecallCause(_message.Message):
     HELD_OUT_FIELD_NUMBER: _builtins.int
     ROW_COUNT_FIELD_NUMBER: _builtins.int
     HASHES_FIELD_NUMBER: _builtins.int
+    JOIN_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     digest: _builtins.str
     """What has the same content is a cause too; may be empty."""
@@ -106,6 +107,10 @@ class RecallCause(_message.Message):
     def hashes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The first of the rows."""
 
+    @_builtins.property
+    def join_time(self) -> _timestamp_pb2.Timestamp:
+        """When the standing recall found its rows there; absent: it was made with it."""
+
     def __init__(
         self,
         *,
@@ -114,10 +119,11 @@ class RecallCause(_message.Message):
         held_out: _builtins.bool = ...,
         row_count: _builtins.int = ...,
         hashes: _abc.Iterable[_builtins.str] | None = ...,
+        join_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["join_time", b"join_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "hashes", b"hashes", "held_out", b"held_out", "name", b"name", "row_count", b"row_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "hashes", b"hashes", "held_out", b"held_out", "join_time", b"join_time", "name", b"name", "row_count", b"row_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -179,10 +185,13 @@ class Recall(_message.Message):
     NODES_FIELD_NUMBER: _builtins.int
     EDGES_FIELD_NUMBER: _builtins.int
     VERSIONS_FIELD_NUMBER: _builtins.int
+    LIFT_TIME_FIELD_NUMBER: _builtins.int
+    LIFT_REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """tenants/{tenant}/recalls/{recall}"""
     action: Global___RecallAction.ValueType
     reason: _builtins.str
+    lift_reason: _builtins.str
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -199,6 +208,10 @@ class Recall(_message.Message):
     def edges(self) -> _containers.RepeatedCompositeFieldContainer[_service_pb2.LineageEdge]: ...
     @_builtins.property
     def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___RecalledVersion]: ...
+    @_builtins.property
+    def lift_time(self) -> _timestamp_pb2.Timestamp:
+        """Absent: it was not lifted."""
+
     def __init__(
         self,
         *,
@@ -211,10 +224,12 @@ class Recall(_message.Message):
         nodes: _abc.Iterable[_service_pb2.LineageNode] | None = ...,
         edges: _abc.Iterable[_service_pb2.LineageEdge] | None = ...,
         versions: _abc.Iterable[Global___RecalledVersion] | None = ...,
+        lift_time: _timestamp_pb2.Timestamp | None = ...,
+        lift_reason: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "lift_time", b"lift_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "causes", b"causes", "create_time", b"create_time", "edges", b"edges", "name", b"name", "nodes", b"nodes", "reason", b"reason", "unindexed", b"unindexed", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "causes", b"causes", "create_time", b"create_time", "edges", b"edges", "lift_reason", b"lift_reason", "lift_time", b"lift_time", "name", b"name", "nodes", b"nodes", "reason", b"reason", "unindexed", b"unindexed", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -230,14 +245,23 @@ class CreateRecallRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     UNINDEXED_FIELD_NUMBER: _builtins.int
+    HASHES_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     action: Global___RecallAction.ValueType
     reason: _builtins.str
     request_id: _builtins.str
+    file: _builtins.str
     @_builtins.property
     def causes(self) -> _containers.RepeatedCompositeFieldContainer[Global___RecallCause]: ...
     @_builtins.property
     def unindexed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def hashes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The rows that are recalled, `sha256:` and 64 hexadecimal digits each, and an uploaded file, all
+        of whose rows are. A recall that stands looks for them in all that is learnt from later.
+        """
+
     def __init__(
         self,
         *,
@@ -247,10 +271,12 @@ class CreateRecallRequest(_message.Message):
         reason: _builtins.str = ...,
         request_id: _builtins.str = ...,
         unindexed: _abc.Iterable[_builtins.str] | None = ...,
+        hashes: _abc.Iterable[_builtins.str] | None = ...,
+        file: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "causes", b"causes", "parent", b"parent", "reason", b"reason", "request_id", b"request_id", "unindexed", b"unindexed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "causes", b"causes", "file", b"file", "hashes", b"hashes", "parent", b"parent", "reason", b"reason", "request_id", b"request_id", "unindexed", b"unindexed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -364,3 +390,45 @@ class ListRecallsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListRecallsResponse: _TypeAlias = ListRecallsResponse  # noqa: Y015
+
+@_typing.final
+class LiftRecallRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LiftRecallRequest: _TypeAlias = LiftRecallRequest  # noqa: Y015
+
+@_typing.final
+class LiftRecallResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECALL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def recall(self) -> Global___Recall: ...
+    def __init__(
+        self,
+        *,
+        recall: Global___Recall | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["recall", b"recall"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["recall", b"recall"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LiftRecallResponse: _TypeAlias = LiftRecallResponse  # noqa: Y015

@@ -50,6 +50,11 @@ class RecallServiceStub:
                 request_serializer=millrace_dot_registry_dot_v1_dot_recalls__pb2.ListRecallsRequest.SerializeToString,
                 response_deserializer=millrace_dot_registry_dot_v1_dot_recalls__pb2.ListRecallsResponse.FromString,
                 _registered_method=True)
+        self.LiftRecall = channel.unary_unary(
+                '/millrace.registry.v1.RecallService/LiftRecall',
+                request_serializer=millrace_dot_registry_dot_v1_dot_recalls__pb2.LiftRecallRequest.SerializeToString,
+                response_deserializer=millrace_dot_registry_dot_v1_dot_recalls__pb2.LiftRecallResponse.FromString,
+                _registered_method=True)
 
 
 class RecallServiceServicer:
@@ -57,8 +62,8 @@ class RecallServiceServicer:
     """
 
     def CreateRecall(self, request, context):
-        """In one transaction. A recall that does more than report stands: what is made of its causes
-        later is not served either.
+        """In one transaction. A recall that does more than report stands until it is lifted: what is
+        made of its causes later is not served either, and what holds its rows later is a cause too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -73,6 +78,14 @@ class RecallServiceServicer:
 
     def ListRecalls(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LiftRecall(self, request, context):
+        """Ends a standing recall. What it alone kept out of service may be rolled out again; nothing
+        serves by itself. Lifting twice is lifting once.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -94,6 +107,11 @@ def add_RecallServiceServicer_to_server(servicer, server):
                     servicer.ListRecalls,
                     request_deserializer=millrace_dot_registry_dot_v1_dot_recalls__pb2.ListRecallsRequest.FromString,
                     response_serializer=millrace_dot_registry_dot_v1_dot_recalls__pb2.ListRecallsResponse.SerializeToString,
+            ),
+            'LiftRecall': grpc.unary_unary_rpc_method_handler(
+                    servicer.LiftRecall,
+                    request_deserializer=millrace_dot_registry_dot_v1_dot_recalls__pb2.LiftRecallRequest.FromString,
+                    response_serializer=millrace_dot_registry_dot_v1_dot_recalls__pb2.LiftRecallResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +196,33 @@ class RecallService:
             '/millrace.registry.v1.RecallService/ListRecalls',
             millrace_dot_registry_dot_v1_dot_recalls__pb2.ListRecallsRequest.SerializeToString,
             millrace_dot_registry_dot_v1_dot_recalls__pb2.ListRecallsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LiftRecall(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/millrace.registry.v1.RecallService/LiftRecall',
+            millrace_dot_registry_dot_v1_dot_recalls__pb2.LiftRecallRequest.SerializeToString,
+            millrace_dot_registry_dot_v1_dot_recalls__pb2.LiftRecallResponse.FromString,
             options,
             channel_credentials,
             insecure,

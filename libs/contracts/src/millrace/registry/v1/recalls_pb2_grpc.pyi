@@ -34,12 +34,16 @@ class RecallServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RecallServiceAsyncStub: ...
     CreateRecall: _grpc.UnaryUnaryMultiCallable[_recalls_pb2.CreateRecallRequest, _recalls_pb2.CreateRecallResponse]
-    """In one transaction. A recall that does more than report stands: what is made of its causes
-    later is not served either.
+    """In one transaction. A recall that does more than report stands until it is lifted: what is
+    made of its causes later is not served either, and what holds its rows later is a cause too.
     """
     GetRecall: _grpc.UnaryUnaryMultiCallable[_recalls_pb2.GetRecallRequest, _recalls_pb2.GetRecallResponse]
     """With the states as they are now."""
     ListRecalls: _grpc.UnaryUnaryMultiCallable[_recalls_pb2.ListRecallsRequest, _recalls_pb2.ListRecallsResponse]
+    LiftRecall: _grpc.UnaryUnaryMultiCallable[_recalls_pb2.LiftRecallRequest, _recalls_pb2.LiftRecallResponse]
+    """Ends a standing recall. What it alone kept out of service may be rolled out again; nothing
+    serves by itself. Lifting twice is lifting once.
+    """
 
 @_typing.type_check_only
 class RecallServiceAsyncStub(RecallServiceStub):
@@ -47,12 +51,16 @@ class RecallServiceAsyncStub(RecallServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateRecall: _aio.UnaryUnaryMultiCallable[_recalls_pb2.CreateRecallRequest, _recalls_pb2.CreateRecallResponse]  # type: ignore[assignment]
-    """In one transaction. A recall that does more than report stands: what is made of its causes
-    later is not served either.
+    """In one transaction. A recall that does more than report stands until it is lifted: what is
+    made of its causes later is not served either, and what holds its rows later is a cause too.
     """
     GetRecall: _aio.UnaryUnaryMultiCallable[_recalls_pb2.GetRecallRequest, _recalls_pb2.GetRecallResponse]  # type: ignore[assignment]
     """With the states as they are now."""
     ListRecalls: _aio.UnaryUnaryMultiCallable[_recalls_pb2.ListRecallsRequest, _recalls_pb2.ListRecallsResponse]  # type: ignore[assignment]
+    LiftRecall: _aio.UnaryUnaryMultiCallable[_recalls_pb2.LiftRecallRequest, _recalls_pb2.LiftRecallResponse]  # type: ignore[assignment]
+    """Ends a standing recall. What it alone kept out of service may be rolled out again; nothing
+    serves by itself. Lifting twice is lifting once.
+    """
 
 class RecallServiceServicer(metaclass=_abc_1.ABCMeta):
     """Follows the lineage from files and datasets to the versions that learnt from them."""
@@ -63,8 +71,8 @@ class RecallServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _recalls_pb2.CreateRecallRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_recalls_pb2.CreateRecallResponse, _abc.Awaitable[_recalls_pb2.CreateRecallResponse]]:
-        """In one transaction. A recall that does more than report stands: what is made of its causes
-        later is not served either.
+        """In one transaction. A recall that does more than report stands until it is lifted: what is
+        made of its causes later is not served either, and what holds its rows later is a cause too.
         """
 
     @_abc_1.abstractmethod
@@ -81,5 +89,15 @@ class RecallServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _recalls_pb2.ListRecallsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_recalls_pb2.ListRecallsResponse, _abc.Awaitable[_recalls_pb2.ListRecallsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def LiftRecall(
+        self,
+        request: _recalls_pb2.LiftRecallRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_recalls_pb2.LiftRecallResponse, _abc.Awaitable[_recalls_pb2.LiftRecallResponse]]:
+        """Ends a standing recall. What it alone kept out of service may be rolled out again; nothing
+        serves by itself. Lifting twice is lifting once.
+        """
 
 def add_RecallServiceServicer_to_server(servicer: RecallServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -677,6 +677,7 @@ class Deployment(_message.Message):
     SERVING_FIELD_NUMBER: _builtins.int
     RECIPE_FIELD_NUMBER: _builtins.int
     ANALYSIS_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """tenants/{tenant}/deployments/{deployment}"""
     model: _builtins.str
@@ -702,6 +703,10 @@ class Deployment(_message.Message):
 
     @_builtins.property
     def analysis(self) -> Global___Analysis: ...
+    @_builtins.property
+    def task(self) -> _service_pb2.Task:
+        """By which the gate may judge, beside perplexity; absent: none."""
+
     def __init__(
         self,
         *,
@@ -717,10 +722,11 @@ class Deployment(_message.Message):
         serving: Global___Serving | None = ...,
         recipe: _service_pb2.Recipe | None = ...,
         analysis: Global___Analysis | None = ...,
+        task: _service_pb2.Task | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "create_time", b"create_time", "gate", b"gate", "recipe", b"recipe", "serving", b"serving", "strategy", b"strategy", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "create_time", b"create_time", "gate", b"gate", "recipe", b"recipe", "serving", b"serving", "strategy", b"strategy", "task", b"task", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "create_time", b"create_time", "etag", b"etag", "gate", b"gate", "model", b"model", "name", b"name", "recipe", b"recipe", "serving", b"serving", "strategy", b"strategy", "targets", b"targets", "tracking", b"tracking", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "create_time", b"create_time", "etag", b"etag", "gate", b"gate", "model", b"model", "name", b"name", "recipe", b"recipe", "serving", b"serving", "strategy", b"strategy", "targets", b"targets", "task", b"task", "tracking", b"tracking", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2473,10 +2479,36 @@ class TrafficShape(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _Source:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _SourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[TrafficShape._Source.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        SOURCE_UNSPECIFIED: TrafficShape._Source.ValueType  # 0
+        SOURCE_RECENT: TrafficShape._Source.ValueType  # 1
+        """As the gateway's last requests to the model."""
+        SOURCE_GIVEN: TrafficShape._Source.ValueType  # 2
+        """As its user said."""
+        SOURCE_DEFAULT: TrafficShape._Source.ValueType  # 3
+        """There was too little traffic to be like."""
+
+    class Source(_Source, metaclass=_SourceEnumTypeWrapper): ...
+    SOURCE_UNSPECIFIED: TrafficShape.Source.ValueType  # 0
+    SOURCE_RECENT: TrafficShape.Source.ValueType  # 1
+    """As the gateway's last requests to the model."""
+    SOURCE_GIVEN: TrafficShape.Source.ValueType  # 2
+    """As its user said."""
+    SOURCE_DEFAULT: TrafficShape.Source.ValueType  # 3
+    """There was too little traffic to be like."""
+
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     ANSWER_TOKENS_FIELD_NUMBER: _builtins.int
     REQUESTS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
     requests_per_second: _builtins.float
+    source: Global___TrafficShape.Source.ValueType
+    """Where the shape is from."""
     @_builtins.property
     def prompt_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Of as many requests, the prompts and the answers, in the same order."""
@@ -2489,10 +2521,11 @@ class TrafficShape(_message.Message):
         prompt_tokens: _abc.Iterable[_builtins.int] | None = ...,
         answer_tokens: _abc.Iterable[_builtins.int] | None = ...,
         requests_per_second: _builtins.float = ...,
+        source: Global___TrafficShape.Source.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_tokens", b"answer_tokens", "prompt_tokens", b"prompt_tokens", "requests_per_second", b"requests_per_second"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_tokens", b"answer_tokens", "prompt_tokens", b"prompt_tokens", "requests_per_second", b"requests_per_second", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -335,7 +335,7 @@ class RegistryServiceServicer:
         """Searches for the settings (Deployment.serving) with which a deployment's model answers most
         requests within a latency target. Each candidate is loaded beside the model that serves, under a
         name that no route leads to, and asked; the winner is written to the deployment at the end. It
-        goes on as long as the caller reads; one at a time.
+        makes a ServingTuning and tells of it, and who leaves does not end it: see ServingTuningService.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -82,7 +82,7 @@ class RegistryServiceStub:
     """Searches for the settings (Deployment.serving) with which a deployment's model answers most
     requests within a latency target. Each candidate is loaded beside the model that serves, under a
     name that no route leads to, and asked; the winner is written to the deployment at the end. It
-    goes on as long as the caller reads; one at a time.
+    makes a ServingTuning and tells of it, and who leaves does not end it: see ServingTuningService.
     """
     GetLineage: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetLineageRequest, _service_pb2.GetLineageResponse]
     """What a version, artifact, checkpoint, run or dataset came from and led to."""
@@ -141,7 +141,7 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """Searches for the settings (Deployment.serving) with which a deployment's model answers most
     requests within a latency target. Each candidate is loaded beside the model that serves, under a
     name that no route leads to, and asked; the winner is written to the deployment at the end. It
-    goes on as long as the caller reads; one at a time.
+    makes a ServingTuning and tells of it, and who leaves does not end it: see ServingTuningService.
     """
     GetLineage: _aio.UnaryUnaryMultiCallable[_service_pb2.GetLineageRequest, _service_pb2.GetLineageResponse]  # type: ignore[assignment]
     """What a version, artifact, checkpoint, run or dataset came from and led to."""
@@ -347,7 +347,7 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Searches for the settings (Deployment.serving) with which a deployment's model answers most
         requests within a latency target. Each candidate is loaded beside the model that serves, under a
         name that no route leads to, and asked; the winner is written to the deployment at the end. It
-        goes on as long as the caller reads; one at a time.
+        makes a ServingTuning and tells of it, and who leaves does not end it: see ServingTuningService.
         """
 
     @_abc_1.abstractmethod

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from millrace.lifecycle.v1 import lifecycle_pb2 as millrace_dot_lifecycle_dot_v1_dot_lifecycle__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emillrace/tuner/v1/events.proto\x12\x11millrace.tuner.v1\x1a%millrace/lifecycle/v1/lifecycle.proto\"D\n\nJobStarted\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x14\n\x0c\x62\x61se_version\x18\x02 \x01(\t\x12\x13\n\x0btuned_model\x18\x03 \x01(\t\"H\n\x0cJobSucceeded\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x13\n\x0btuned_model\x18\x02 \x01(\t\x12\x16\n\x0etrained_tokens\x18\x03 \x01(\x03\"I\n\tJobFailed\x12\x0b\n\x03job\x18\x01 \x01(\t\x12/\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x1e.millrace.lifecycle.v1.Failure\"\x1b\n\x0cJobCancelled\x12\x0b\n\x03job\x18\x01 \x01(\t\"\xb1\x02\n\x12\x43heckpointFinished\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0b\n\x03job\x18\x03 \x01(\t\x12\x0c\n\x04step\x18\x04 \x01(\x03\x12\r\n\x05\x66inal\x18\x05 \x01(\x08\x12/\n\x07\x63ontent\x18\x06 \x01(\x0b\x32\x1e.millrace.lifecycle.v1.Content\x12\x32\n\nevaluation\x18\x07 \x01(\x0b\x32\x1e.millrace.lifecycle.v1.Content\x12\x14\n\x0c\x62\x61se_version\x18\x08 \x01(\t\x12\x15\n\rtraining_file\x18\t \x01(\t\x12\x1c\n\x14training_file_digest\x18\n \x01(\t\x12\x1e\n\x16\x62\x61se_checkpoint_digest\x18\x0b \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emillrace/tuner/v1/events.proto\x12\x11millrace.tuner.v1\x1a%millrace/lifecycle/v1/lifecycle.proto\"o\n\nJobStarted\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x14\n\x0c\x62\x61se_version\x18\x02 \x01(\t\x12\x13\n\x0btuned_model\x18\x03 \x01(\t\x12\x15\n\rtraining_file\x18\x04 \x01(\t\x12\x12\n\ncompanions\x18\x05 \x03(\t\"H\n\x0cJobSucceeded\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x13\n\x0btuned_model\x18\x02 \x01(\t\x12\x16\n\x0etrained_tokens\x18\x03 \x01(\x03\"I\n\tJobFailed\x12\x0b\n\x03job\x18\x01 \x01(\t\x12/\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x1e.millrace.lifecycle.v1.Failure\"\x1b\n\x0cJobCancelled\x12\x0b\n\x03job\x18\x01 \x01(\t\"\xc5\x02\n\x12\x43heckpointFinished\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0b\n\x03job\x18\x03 \x01(\t\x12\x0c\n\x04step\x18\x04 \x01(\x03\x12\r\n\x05\x66inal\x18\x05 \x01(\x08\x12/\n\x07\x63ontent\x18\x06 \x01(\x0b\x32\x1e.millrace.lifecycle.v1.Content\x12\x32\n\nevaluation\x18\x07 \x01(\x0b\x32\x1e.millrace.lifecycle.v1.Content\x12\x14\n\x0c\x62\x61se_version\x18\x08 \x01(\t\x12\x15\n\rtraining_file\x18\t \x01(\t\x12\x1c\n\x14training_file_digest\x18\n \x01(\t\x12\x1e\n\x16\x62\x61se_checkpoint_digest\x18\x0b \x01(\t\x12\x12\n\ncompanions\x18\x0c \x03(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,13 +33,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'millrace.tuner.v1.events_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_JOBSTARTED']._serialized_start=92
-  _globals['_JOBSTARTED']._serialized_end=160
-  _globals['_JOBSUCCEEDED']._serialized_start=162
-  _globals['_JOBSUCCEEDED']._serialized_end=234
-  _globals['_JOBFAILED']._serialized_start=236
-  _globals['_JOBFAILED']._serialized_end=309
-  _globals['_JOBCANCELLED']._serialized_start=311
-  _globals['_JOBCANCELLED']._serialized_end=338
-  _globals['_CHECKPOINTFINISHED']._serialized_start=341
-  _globals['_CHECKPOINTFINISHED']._serialized_end=646
+  _globals['_JOBSTARTED']._serialized_end=203
+  _globals['_JOBSUCCEEDED']._serialized_start=205
+  _globals['_JOBSUCCEEDED']._serialized_end=277
+  _globals['_JOBFAILED']._serialized_start=279
+  _globals['_JOBFAILED']._serialized_end=352
+  _globals['_JOBCANCELLED']._serialized_start=354
+  _globals['_JOBCANCELLED']._serialized_end=381
+  _globals['_CHECKPOINTFINISHED']._serialized_start=384
+  _globals['_CHECKPOINTFINISHED']._serialized_end=709
 # @@protoc_insertion_point(module_scope)

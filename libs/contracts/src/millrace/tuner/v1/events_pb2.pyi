@@ -3,8 +3,10 @@
 isort:skip_file
 Facts of the tuning stage."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from millrace.lifecycle.v1 import lifecycle_pb2 as _lifecycle_pb2
 import builtins as _builtins
 import sys
@@ -26,19 +28,30 @@ class JobStarted(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     BASE_VERSION_FIELD_NUMBER: _builtins.int
     TUNED_MODEL_FIELD_NUMBER: _builtins.int
+    TRAINING_FILE_FIELD_NUMBER: _builtins.int
+    COMPANIONS_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     base_version: _builtins.str
     tuned_model: _builtins.str
+    training_file: _builtins.str
+    @_builtins.property
+    def companions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Other models that the job learns from, versions or checkpoints: a teacher, a reward model,
+        judges.
+        """
+
     def __init__(
         self,
         *,
         job: _builtins.str = ...,
         base_version: _builtins.str = ...,
         tuned_model: _builtins.str = ...,
+        training_file: _builtins.str = ...,
+        companions: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_version", b"base_version", "job", b"job", "tuned_model", b"tuned_model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_version", b"base_version", "companions", b"companions", "job", b"job", "training_file", b"training_file", "tuned_model", b"tuned_model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -134,6 +147,7 @@ class CheckpointFinished(_message.Message):
     TRAINING_FILE_FIELD_NUMBER: _builtins.int
     TRAINING_FILE_DIGEST_FIELD_NUMBER: _builtins.int
     BASE_CHECKPOINT_DIGEST_FIELD_NUMBER: _builtins.int
+    COMPANIONS_FIELD_NUMBER: _builtins.int
     checkpoint: _builtins.str
     model: _builtins.str
     job: _builtins.str
@@ -149,6 +163,10 @@ class CheckpointFinished(_message.Message):
     def evaluation(self) -> _lifecycle_pb2.Content:
         """Directory whose held-out shards judge what is made of this checkpoint."""
 
+    @_builtins.property
+    def companions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in JobStarted."""
+
     def __init__(
         self,
         *,
@@ -163,10 +181,11 @@ class CheckpointFinished(_message.Message):
         training_file: _builtins.str = ...,
         training_file_digest: _builtins.str = ...,
         base_checkpoint_digest: _builtins.str = ...,
+        companions: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "evaluation", b"evaluation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_checkpoint_digest", b"base_checkpoint_digest", "base_version", b"base_version", "checkpoint", b"checkpoint", "content", b"content", "evaluation", b"evaluation", "final", b"final", "job", b"job", "model", b"model", "step", b"step", "training_file", b"training_file", "training_file_digest", b"training_file_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_checkpoint_digest", b"base_checkpoint_digest", "base_version", b"base_version", "checkpoint", b"checkpoint", "companions", b"companions", "content", b"content", "evaluation", b"evaluation", "final", b"final", "job", b"job", "model", b"model", "step", b"step", "training_file", b"training_file", "training_file_digest", b"training_file_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
