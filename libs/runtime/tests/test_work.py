@@ -43,6 +43,12 @@ def work(spec: Spec, reporter: jobs.Reporter) -> None:
         raise ConnectionError("what the first then met")
     if spec.mode == "endless":
         time.sleep(60)
+    if spec.mode == "priority":
+        import os, pathlib
+        session = pathlib.Path("/proc/self/autogroup")
+        told = session.read_text().split() if session.exists() else ["nice", "7"]
+        reporter.report("result", process=os.getpriority(os.PRIO_PROCESS, 0), session=told[-1])
+        return
     reporter.report("result", answer=42)
 
 if __name__ == "__main__":
@@ -76,6 +82,13 @@ def test_a_job_reports_and_its_result_comes_back(job: str, tmp_path: Path) -> No
         }
     ]
     assert "noise from a library" in (tmp_path / "job.log").read_text()
+
+
+def test_a_job_gives_way_as_far_as_it_is_told(job: str, tmp_path: Path) -> None:
+    outcome = run_job(
+        job, {"mode": "priority"}, tmp_path, lambda message: None, threading.Event(), niceness=7
+    )
+    assert outcome == JobResult({"process": 7, "session": "7"})
 
 
 def test_a_users_mistake_keeps_its_reason(job: str, tmp_path: Path) -> None:

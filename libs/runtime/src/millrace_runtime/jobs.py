@@ -51,6 +51,9 @@ SERVICE_VARIABLE = "MILLRACE_JOB_SERVICE"
 """``<process id>/<seconds>``: the service that a job works for, and how long a job waits for one
 that stands still."""
 
+NICENESS_VARIABLE = "MILLRACE_JOB_NICENESS"
+"""How far a job gives way to others on the same CPUs, 0 to 19 (nice(2)); unset: not at all."""
+
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _ABANDONED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: it may well work when it is tried again
 
@@ -133,6 +136,19 @@ def _stands_still(process: int) -> bool:
     return stat.rpartition(")")[2].split()[0] == "T"
 
 
+def give_way() -> None:
+    """Have the kernel prefer others to this process, as far as its service said.
+
+    Linux may weigh sessions before it weighs the processes in each (sched(7): autogroup), and
+    each job is a session of its own: so its session gives way too.
+    """
+    niceness = os.environ.get(NICENESS_VARIABLE)
+    if niceness:
+        os.setpriority(os.PRIO_PROCESS, 0, int(niceness))
+        with contextlib.suppress(OSError):  # this kernel has none, or is told too often
+            Path("/proc/self/autogroup").write_text(niceness)
+
+
 def wait_for_order() -> None:
     """Wait for a job, all that it imports being imported (``standby.py``); end when none comes.
 
@@ -200,6 +216,7 @@ def run(
     end_when_abandoned()
     if sys.argv[1] == STANDBY:
         wait_for_order()
+    give_way()
     reporter = Reporter(claim_stdout())
     stop_tracing = telemetry.start_tracing(f"millrace-{name.split('.')[0]}-job")
     tracer = trace.get_tracer("millrace.jobs")

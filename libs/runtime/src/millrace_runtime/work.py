@@ -16,7 +16,12 @@ from typing import Any, Protocol
 
 from millrace_runtime import storage, telemetry
 from millrace_runtime.content import ContentOutsideRoot
-from millrace_runtime.jobs import LOG_NAME, PARENT_VARIABLE, SERVICE_VARIABLE
+from millrace_runtime.jobs import (
+    LOG_NAME,
+    NICENESS_VARIABLE,
+    PARENT_VARIABLE,
+    SERVICE_VARIABLE,
+)
 from millrace_runtime.leases import Lease, LeaseLost
 from millrace_runtime.manifest import ManifestError
 
@@ -203,6 +208,7 @@ def run_job(
     stop: threading.Event,
     patience_seconds: float = 10.0,
     start: StartProcess | None = None,
+    niceness: int = 0,
 ) -> JobOutcome:
     """Run ``python -m module SPEC.json`` to its end (the contract is in ``jobs.py``).
 
@@ -212,13 +218,15 @@ def run_job(
 
     ``patience_seconds`` is how long it goes on while this process is stopped: less than a lease
     lasts, so that it has ended when another service takes the work over. ``start`` may have a
-    process that waits for its specification already (``standby.py``).
+    process that waits for its specification already (``standby.py``). ``niceness``, 0 to 19, is
+    how far it gives way to others on the same CPUs.
     """
     spec_path = directory / "spec.json"
     if fault := _write_spec(spec, spec_path):
         return fault
     starting = start or start_process
-    with starting(module, spec_path, environment(patience_seconds)) as process:
+    told = environment(patience_seconds) | ({NICENESS_VARIABLE: str(niceness)} if niceness else {})
+    with starting(module, spec_path, told) as process:
         ended = threading.Event()
         watcher = threading.Thread(target=_end_when, args=(process, stop, ended), daemon=True)
         watcher.start()

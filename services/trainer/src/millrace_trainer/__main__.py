@@ -1,9 +1,10 @@
 """The trainer: pre-training runs, and the checkpoints that they leave on their way."""
 
+from functools import partial
 from pathlib import Path
 
 from millrace.data.v1.service_pb2_grpc import DataServiceStub
-from millrace_runtime import hosting, owner
+from millrace_runtime import hosting, owner, work
 from millrace_runtime.bus import Consumer
 from millrace_runtime.channel import open_channel
 from millrace_runtime.database import migrate, open_database
@@ -45,6 +46,7 @@ def build(settings: TrainerSettings) -> Service:
         threads=settings.threads,
         mlflow_tracking_uri=settings.mlflow_tracking_uri,
         ring=relay.ring,
+        run_job=partial(work.run_job, niceness=settings.niceness),
     )
     workers = [
         Worker(f"trainer-{number}", runs, trainer.perform, settings.lease_seconds)

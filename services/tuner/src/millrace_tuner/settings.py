@@ -20,6 +20,9 @@ class TunerSettings(ProducerSettings):
     registry_address: str = Field("127.0.0.1:8094", description="host:port of the registry")
     compressor_address: str = Field("127.0.0.1:8092", description="host:port of the compressor")
     concurrency: int = Field(1, ge=1, description="jobs trained at the same time")
+    niceness: int = Field(
+        10, ge=0, le=19, description="how far training gives way to what serves on the same CPUs"
+    )
     threads: int = Field(2, ge=1, description="threads of one job")
     judge_base_url: str | None = Field(
         None,

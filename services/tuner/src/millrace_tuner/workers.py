@@ -1,7 +1,9 @@
 """The service's workers: one that validates jobs, and as many that train as are configured."""
 
 from collections.abc import Callable
+from functools import partial
 
+from millrace_runtime import work
 from millrace_runtime.content import ContentStore
 from millrace_runtime.work import Worker
 from millrace_tuner.app import Files
@@ -28,6 +30,7 @@ def workers_of(
         threads=settings.threads,
         mlflow_tracking_uri=settings.mlflow_tracking_uri,
         ring=ring_relay,
+        run_job=partial(work.run_job, niceness=settings.niceness),
     )
     trainers = [
         Worker(f"tuner-{number}", jobs, attempt.perform, settings.lease_seconds)
