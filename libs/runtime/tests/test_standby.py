@@ -73,6 +73,19 @@ def test_the_second_job_is_done_by_a_process_that_was_there(
     assert "noise from a library" in (tmp_path / "two" / "job.log").read_text()
 
 
+def test_the_first_job_that_was_expected_finds_one_too(standby: Standby, tmp_path: Path) -> None:
+    thread = threading.Thread(target=standby.run)
+    thread.start()
+    standby.expect()
+    wait_until(lambda: standby._waiting is not None, 10.0, "a process that waits")
+    there = waiting(standby)
+    outcome = run(standby, tmp_path / "one")
+    assert isinstance(outcome, JobResult) and outcome.fields["process"] == there
+    standby.drain()
+    thread.join(10.0)
+    assert not thread.is_alive() and standby._waiting is None
+
+
 def test_a_job_belongs_to_the_trace_of_its_time(
     standby: Standby, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,9 +1,9 @@
 """A job's process that was started ahead: what the job imports, it has imported already.
 
 Importing torch, transformers and OpenVINO takes longer than most of what is done with them. A
-``Standby`` keeps one process of one job module waiting (``jobs.run`` tells how it waits), hands
-it to the next job, and starts another one once that job has ended. Without a job for a while it
-is let go, for it holds some hundred megabytes.
+``Standby`` keeps one process of one job module waiting (``jobs.run`` tells how it waits) from when
+a job is expected, hands it to the next job, and starts another one once that job has ended. Without
+a job for a while it is let go, for it holds some hundred megabytes.
 """
 
 import contextlib
@@ -24,11 +24,18 @@ IDLE_SECONDS = 900.0
 
 
 class Standby:
-    """``run_job`` is ``work.run_job`` with a process that is there already, if there is one."""
+    """``run_job`` is ``work.run_job`` with a process that is there already, if there is one.
+
+    ``run`` starts one whenever ``expect`` was called (``hosting.Background``).
+    """
+
+    name = "standby"
 
     def __init__(self, module: str, idle_seconds: float = IDLE_SECONDS) -> None:
         self._module = module
         self._idle_seconds = idle_seconds
+        self._expected = threading.Event()
+        self._draining = threading.Event()
         self._lock = threading.Lock()
         self._waiting: subprocess.Popen[bytes] | None = None
         self._timer: threading.Timer | None = None
@@ -50,6 +57,23 @@ class Standby:
         if not stop.is_set():
             self._prepare()
         return outcome
+
+    def expect(self) -> None:
+        """Say that a job is going to come. Callable from any thread."""
+        self._expected.set()
+
+    def drain(self) -> None:
+        self._draining.set()
+        self._expected.set()
+
+    def run(self) -> None:
+        while True:
+            self._expected.wait()
+            self._expected.clear()
+            if self._draining.is_set():
+                self.close()
+                return
+            self._prepare()
 
     def close(self) -> None:
         """End the process that waits."""

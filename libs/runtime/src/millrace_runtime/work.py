@@ -139,6 +139,16 @@ class Worker:
                 LOG.exception("%s: could not renew the lease of %s", self.name, lease.id)
 
 
+def ring_all(workers: Sequence[Worker]) -> Callable[[], None]:
+    """What rings all of them."""
+
+    def ring() -> None:
+        for worker in workers:
+            worker.ring()
+
+    return ring
+
+
 class _Resting:
     """Rows whose work has failed, until each is to be given back."""
 

@@ -16,9 +16,9 @@ from millrace_runtime.database import migrate, open_database
 from millrace_runtime.hosting import Service
 from millrace_runtime.outbox import Outbox
 from millrace_runtime.relay import Relay
-from millrace_runtime.settings import from_command_line
+from millrace_runtime.settings import from_command_line, secret
 from millrace_runtime.signed_content import content_store_of
-from millrace_runtime.work import Worker
+from millrace_runtime.work import Worker, ring_all
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -29,14 +29,12 @@ def build(settings: CompressorSettings) -> Service:
     migrate(database, MIGRATIONS)
     outbox = Outbox(OUTBOX)
     relay = Relay(database, outbox)
-    token = settings.internal_token.get_secret_value() if settings.internal_token else None
+    lease_seconds = settings.lease_seconds
     store = CompressionStore(
-        database,
-        FactRecorder(outbox),
-        owner=owner.this_process(),
-        lease_seconds=settings.lease_seconds,
+        database, FactRecorder(outbox), owner=owner.this_process(), lease_seconds=lease_seconds
     )
-    registry, checkpoints, recoveries = neighbours(settings, token)
+    registry, checkpoints, recoveries = neighbours(settings, secret(settings.internal_token))
+    ahead = standby.Standby(JOB_MODULE)
     runner = CompressionRunner(
         store,
         content_store_of(settings),
@@ -47,19 +45,19 @@ def build(settings: CompressorSettings) -> Service:
         llm_compressor_python=settings.llm_compressor_python,
         recoveries=recoveries,
         recovery_tokens=settings.recovery_tokens,
-        run_job=standby.Standby(JOB_MODULE).run_job,
+        run_job=ahead.run_job,
     )
     workers = [
-        Worker(f"worker-{number}", store, runner.perform, settings.lease_seconds)
+        Worker(f"worker-{number}", store, runner.perform, lease_seconds)
         for number in range(settings.concurrency)
     ]
-
-    def ring_workers() -> None:
-        for worker in workers:
-            worker.ring()
-
     app = CompressorApp(
-        store, registry, checkpoints, ring_workers=ring_workers, recoveries=recoveries
+        store,
+        registry,
+        checkpoints,
+        ring_workers=ring_all(workers),
+        recoveries=recoveries,
+        expect_work=ahead.expect,
     )
     return Service(
         name="compressor",
@@ -69,7 +67,7 @@ def build(settings: CompressorSettings) -> Service:
         consumer=Consumer("compressor", subscriptions(app)),
         rpc_services=(SERVICE_NAME,),
         register=CompressorServicer(app).register,
-        workers=workers,
+        workers=[*workers, ahead],
         reconcile=app.reconcile,
     )
 

@@ -79,7 +79,8 @@ class Recoveries(Protocol):
 
 
 class CompressorApp:
-    """``ring`` publishes facts; ``ring_workers`` wake the workers. Both only speed things up."""
+    """``ring_workers`` wakes the workers, ``expect_work`` says that there will soon be something
+    for them. Both only speed things up."""
 
     def __init__(
         self,
@@ -89,12 +90,18 @@ class CompressorApp:
         *,
         ring_workers: Callable[[], None],
         recoveries: Recoveries | None = None,
+        expect_work: Callable[[], None] = lambda: None,
     ) -> None:
+        self._expect_work = expect_work
         self._compressions = compressions
         self._deployments = deployments
         self._checkpoints = checkpoints
         self._ring_workers = ring_workers
         self._recoveries = recoveries
+
+    def training_started(self) -> None:
+        """Checkpoints are going to come."""
+        self._expect_work()
 
     def checkpoint_finished(self, tenant: str, checkpoint: Checkpoint, time: datetime) -> None:
         """Order what the deployments of the checkpoint's model want of it. Once is as often.

@@ -14,6 +14,7 @@ from millrace_runtime.cloudevent import Event
 from millrace_runtime.outbox import Outbox
 
 CONSUMED = (trainer_events_pb2.CheckpointFinished, tuner_events_pb2.CheckpointFinished)
+HERALDS = (trainer_events_pb2.RunStarted, tuner_events_pb2.JobStarted)
 
 
 def subscriptions(app: CompressorApp) -> Sequence[Subscription]:
@@ -24,7 +25,13 @@ def subscriptions(app: CompressorApp) -> Sequence[Subscription]:
         checkpoint = convert.checkpoint_of_fact(event.message)
         app.checkpoint_finished(event.tenant, checkpoint, event.time)
 
-    return tuple(Subscription(message, checkpoint_finished) for message in CONSUMED)
+    def training_started(event: Event) -> None:
+        app.training_started()
+
+    return (
+        *(Subscription(message, checkpoint_finished) for message in CONSUMED),
+        *(Subscription(message, training_started) for message in HERALDS),
+    )
 
 
 class FactRecorder:

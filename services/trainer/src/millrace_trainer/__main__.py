@@ -52,13 +52,8 @@ def build(settings: TrainerSettings) -> Service:
         Worker(f"trainer-{number}", runs, trainer.perform, settings.lease_seconds)
         for number in range(settings.concurrency)
     ]
-
-    def ring_workers() -> None:
-        for worker in workers:
-            worker.ring()
-
     datasets = DataServiceDatasets(DataServiceStub(open_channel(settings.data_address, token)))
-    app = TrainerApp(runs, datasets, ring=relay.ring, ring_workers=ring_workers)
+    app = TrainerApp(runs, datasets, ring=relay.ring, ring_workers=work.ring_all(workers))
     return Service(
         name="trainer",
         settings=settings,
