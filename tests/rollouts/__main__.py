@@ -3,8 +3,9 @@
 python -m tests.rollouts [--bad 200] [--good 200] [--models 4] [--kinds errors,slow] [--seed 1]
     [--minutes 0]
 
-Ends with 1 when a bad version was not reversed within 5 s of enough evidence, one was promoted on
-no data, more than 2 % of the good ones were reversed, or a client's request failed.
+Ends with 1 when a bad version was promoted, more than 1 % of them were not reversed within 5 s of
+enough evidence, one was promoted on no data, more than 2 % of the good ones were reversed, or a
+client's request failed.
 """
 
 import argparse

@@ -10,6 +10,7 @@ from tests.chaos.outcome import percentile
 from tests.rollouts.trial import MINIMUM_REQUESTS, Tried
 
 IN_TIME_SECONDS = 5.0
+_LEAST_IN_TIME = 0.99
 _MOST_FALSE_ALARMS = 0.02
 
 
@@ -48,9 +49,11 @@ class Report:
     def faults(self) -> list[str]:
         """A sentence for each promise that was not kept."""
         found = []
-        if self.caught_in_time < self.planted:
+        if self.caught_in_time < _LEAST_IN_TIME * self.planted:
             missed = self.planted - self.caught_in_time
             found.append(f"{missed} of {self.planted} bad versions were not reversed in time")
+        if self.promoted_bad:
+            found.append(f"{self.promoted_bad} bad versions were promoted")
         if self.promoted_on_no_data:
             found.append(f"{self.promoted_on_no_data} versions were promoted on no data")
         if self.false_reversals > max(1.0, _MOST_FALSE_ALARMS * self.same):

@@ -50,6 +50,7 @@ def test_every_broken_promise_is_told() -> None:
     made = report(ended, 10, 1, ["demo: 503"])
     assert made.faults() == [
         "3 of 3 bad versions were not reversed in time",
+        "1 bad versions were promoted",
         "1 versions were promoted on no data",
         "2 of 2 good versions were reversed",
         "1 of 10 requests failed: demo: 503",

@@ -55,6 +55,10 @@ def test_as_good_as_the_old_one() -> None:
         ),
         (replace(GOOD, new=replace(_answers(), stops=0, lengths=60)), "cut at their largest"),
         (replace(GOOD, pairs=_pairs(-1.0)), "its golden scores differ by -1 "),
+        (
+            replace(GOOD, asked_new=Answers(12, 6), asked_old=Answers(24)),
+            "6 of 12 (50.0%) of the questions with golden prompts failed",
+        ),
         (replace(GOOD, pairs=_pairs(math.nan, 2)), "2 of 2 answers could not be scored"),
     ],
 )

@@ -180,6 +180,18 @@ def test_an_engine_that_does_not_score_is_asked_one_question_a_look(
     assert len(ask(asking, world, canary).pairs) == len(PROMPTS)
 
 
+def test_questions_that_fail_are_counted_once_a_round(world: World, canary: Rollout) -> None:
+    forget(world, canary)
+    asking = collector(world)
+    world.triton.unscored.add(TWO)
+    counted = [ask(asking, world, canary).asked_new for _ in range(2)]
+    assert [(each.requests, each.failures) for each in counted] == [(1, 1), (2, 2)]
+    world.triton.unscored.clear()
+    evidence = ask(asking, world, canary)
+    assert (evidence.asked_new.requests, evidence.asked_new.failures) == (2 + len(PROMPTS), 2)
+    assert (evidence.asked_old.requests, evidence.asked_old.failures) == (len(PROMPTS), 0)
+
+
 def test_what_could_not_be_asked_is_as_not_answered(
     world: World, canary: Rollout, monkeypatch: pytest.MonkeyPatch
 ) -> None:

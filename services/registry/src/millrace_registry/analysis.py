@@ -7,8 +7,9 @@ at any time, for any reason that is tested: it is split evenly among the five si
 token, further tokens, answers that do not end, quality), then among the steps, and quality's, whose
 prompts are asked once in a rollout, among its kinds of prompts.
 Not tested but ruled: answers of the new version that cannot be scored where the old one's can
-(NaN, nothing at all) are BAD from ``unscored_limit`` prompts on, and so is a mean loss of
-``broken_loss`` over four prompts, which are too few to test anything by.
+(NaN, nothing at all) are BAD from ``unscored_limit`` prompts on, questions with them that fail,
+to be asked again, from ``unanswered_limit`` times on, and so is a mean loss of ``broken_loss`` over
+four prompts, which are too few to test anything by.
 
 No data is never GOOD: every signal that is asked for needs its minimum, and what is there of the
 others is judged all the same. What looks worse than its margin, but could still be chance, is
@@ -72,6 +73,9 @@ class AnalysisPolicy:
         max_quality_loss: mean of (old less new) of the pairs' scores, in the scores' unit.
         quality_bound: a larger difference of one pair counts as this one.
         unscored_limit: prompts that only the new version could not be scored on.
+        unanswered_limit: looks at which it did not answer a prompt, more than of the old one. As
+            many as it takes to give up so many prompts; a version that fails now and then would
+            have each prompt answered in the end.
         broken_loss: as ``max_quality_loss``; from four prompts on, no test is needed.
     """
 
@@ -85,6 +89,7 @@ class AnalysisPolicy:
     max_quality_loss: float = 0.05
     quality_bound: float = 0.5
     unscored_limit: int = 2
+    unanswered_limit: int = 6
     broken_loss: float = 2.0
 
 
@@ -231,6 +236,13 @@ def _quality(evidence: Evidence, policy: AnalysisPolicy) -> Iterator[Finding]:
             Verdict.BAD,
             f"{unscored} of {len(scored)} answers could not be scored where the old version's "
             "could: they are not finite, or not one token",
+        )
+    new, old = evidence.asked_new, evidence.asked_old
+    if new.failures - old.failures >= policy.unanswered_limit:
+        yield (
+            Verdict.BAD,
+            f"{_share(new.failures, new.requests)} of the questions with golden prompts failed, "
+            f"of the old version's {_share(old.failures, old.requests)}",
         )
     yield from _are_enough(len(once), len(scored), evidence.pairs_expected, policy.minimum_pairs)
     kinds: dict[str, list[float]] = {}

@@ -12,7 +12,7 @@ from functools import partial
 from millrace_registry import golden, served_parity
 from millrace_registry.answer_counts import AnswerCounts, answers_of
 from millrace_registry.domain import Rollout, Version
-from millrace_registry.evidence import Evidence
+from millrace_registry.evidence import Answers, Evidence
 from millrace_registry.evidence_figures import figures
 from millrace_registry.evidence_store import EvidenceStore, GoldenScore
 from millrace_registry.golden import Answered, Question, Scorer
@@ -51,6 +51,9 @@ class _Work:
         last: as ``golden.last_tokens`` says.
         scores: what is known, by version and prompt.
         failed: how often in a row a question was not answered.
+        asked: by version, how many questions ended, and failed. Of those that fail in one round
+            one is counted: what ails an engine for a moment ails all that it does then.
+        troubled: versions of whose present round one was counted.
         round: those that are being asked.
     """
 
@@ -60,6 +63,8 @@ class _Work:
     mismatch: str = ""
     scores: dict[Key, GoldenScore] = field(default_factory=dict)
     failed: dict[Key, int] = field(default_factory=dict)
+    asked: dict[int, Answers] = field(default_factory=dict)
+    troubled: set[int] = field(default_factory=set)
     round: Round | None = None
 
     def open(self, version: int) -> list[str]:
@@ -69,6 +74,15 @@ class _Work:
 
     def failed_last(self, version: int) -> bool:
         return any(number == version for number, _ in self.failed)
+
+    def count(self, version: int, *, is_answered: bool) -> None:
+        if not is_answered and version in self.troubled:
+            return
+        if not is_answered:
+            self.troubled.add(version)
+        before = self.asked.get(version, Answers())
+        failures = before.failures + (not is_answered)
+        self.asked[version] = Answers(before.requests + 1, failures)
 
 
 class Collector:
@@ -118,6 +132,7 @@ class Collector:
         self._keep(rollout, work, work.round)  # all that the idle ones have answered is among it
         for number in idle:
             lanes = 1 if work.failed_last(number) else LANES
+            work.troubled.discard(number)
             work.round.send(number, work.open(number), lanes)
         self._keep(rollout, work, work.round)
 
@@ -134,11 +149,14 @@ class Collector:
         old = counts.get(rollout.from_version, AnswerCounts())
         work = self._work.get(rollout.id)
         scores, originals = (work.scores.values(), work.originals) if work else ((), {})
+        asked = work.asked if work else {}
         return Evidence(
             new=answers_of(seen.new, new.since(AnswerCounts.of(before.get("new", {})))),
             old=answers_of(seen.old, old.since(AnswerCounts.of(before.get("old", {})))),
             pairs=pairs_of(scores, rollout.to_version, rollout.from_version, originals),
             pairs_expected=len(originals) if work else None,
+            asked_new=asked.get(rollout.to_version, Answers()),
+            asked_old=asked.get(rollout.from_version, Answers()),
         )
 
     def entering(self, rollout: Rollout) -> Rollout:
@@ -171,6 +189,7 @@ class Collector:
         """Keep what was answered; a question that is not, again and again, as having no score."""
         scores = []
         for key, answered in asked.taken():
+            work.count(key[0], is_answered=not isinstance(answered, NotScored))
             if isinstance(answered, NotScored):
                 LOG.info("version %d does not score %s: %s", *key, answered)
                 work.failed[key] = work.failed.get(key, 0) + 1

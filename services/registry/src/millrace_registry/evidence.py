@@ -89,10 +89,13 @@ class Evidence:
     """All that a step of a rollout is judged by.
 
     ``pairs_expected``: how many pairs there will be, once both versions have scored all prompts;
-    0: the artifact has no prompts. None: they have not been read yet.
+    0: the artifact has no prompts. None: they have not been read yet. ``asked_new`` and
+    ``asked_old``: of the prompts' questions, tries again among them, how many ended and failed.
     """
 
     new: Answers = Answers()
     old: Answers = Answers()
     pairs: tuple[Pair, ...] = ()
     pairs_expected: int | None = 0
+    asked_new: Answers = Answers()
+    asked_old: Answers = Answers()
