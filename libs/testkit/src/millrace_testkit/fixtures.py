@@ -37,8 +37,7 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if find_postgres() is None:
         pytest.skip("no PostgreSQL server is installed (apt-get install postgresql)")
     # Below /tmp itself: the postgres user may not enter pytest's private directories.
-    folder = Path(f"/tmp/millrace-postgres-{uuid.uuid4().hex[:8]}")
-    server = PostgresServer(folder, {"fsync": "off"})  # it is thrown away, whatever happens
+    server = PostgresServer(Path(f"/tmp/millrace-postgres-{uuid.uuid4().hex[:8]}"))
     server.start()
     yield server.url
     server.stop()

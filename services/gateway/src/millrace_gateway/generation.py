@@ -197,6 +197,7 @@ class Generator:
             MillraceError: no such model, too many requests, or what the engine said.
             DeadlineExceeded: the client does not wait any longer.
         """
+        await self.placement.attend(request.tenant, request.model)
         found, pinned = self.routes.find(request.tenant, request.model)
         self.placement.check_in(_priority_of(request))
         reservation = None

@@ -154,6 +154,7 @@ class Inference:
         """
         failed: set[Choice] = set()
         guest = _guest(asked)
+        await self._placement.attend(guest.tenant, guest.model)
         with self._in_progress(asked, guest) as progress:
             while True:
                 entering = self._placement.enter(guest, failed)

@@ -4,6 +4,7 @@ Text (``generation.py``) and tensors (``inference.py``) share it, and with it th
 the endpoints' places, and what is known of their health.
 """
 
+import asyncio
 import random
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -94,6 +95,24 @@ class Placement:
         self._health = health
         self._random_number = random_number
         self.active = 0
+
+    async def attend(self, tenant: str, model: str) -> None:
+        """Give a model that does not serve yet a moment to.
+
+        That a tuning job has succeeded can be known a moment before the route table that the
+        model answers by; whoever asks it at once must not be refused.
+
+        Raises:
+            MillraceError: there is no such model.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _ROUTE_CHANGE_SECONDS
+        while not self._may_be_asked(tenant, model) and (left := until - loop.time()) > 0:
+            await self.routes.wait_for_change(left)
+
+    def _may_be_asked(self, tenant: str, model: str) -> bool:
+        named = self.routes.named(tenant, model)
+        return bool(named.pinned) or named.route.serves
 
     def check_in(self, priority: Priority) -> None:
         """Count a request, until it checks out.

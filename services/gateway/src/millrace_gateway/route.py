@@ -79,6 +79,10 @@ class Route:
     queue_policy: QueuePolicy = QueuePolicy()
     split: str = ""
 
+    @property
+    def serves(self) -> bool:
+        return any(target.share > 0 and target.endpoints for target in self.targets)
+
     def has_loaded(self, version: int) -> bool:
         return any(target.version == version and target.endpoints for target in self.targets)
 
