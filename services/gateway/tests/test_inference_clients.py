@@ -313,7 +313,8 @@ def test_a_deadline_goes_along(
     with pytest.raises(InferenceServerException) as caught:
         while True:
             heard.next()
-    assert "DEADLINE_EXCEEDED" in str(caught.value.status()) or "Deadline" in str(caught.value)
+    # The client's own word, or the gateway's, whichever is quicker.
+    assert "deadline" in f"{caught.value.status()} {caught.value}".lower()
     wait_until(triton.was_cancelled, 30, "the engine is told")
 
 
