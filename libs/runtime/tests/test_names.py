@@ -31,6 +31,13 @@ def test_ids_sort_by_time_and_know_it() -> None:
     assert before - 0.001 <= names.id_time_seconds(made[0]) <= time.time()
 
 
+def test_of_one_millisecond_the_later_id_is_larger(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1_800_000_000.0)
+    made = [names.new_id("run") for _ in range(1000)]
+    assert made == sorted(set(made))
+    assert {names.id_time_seconds(id) for id in made} == {1_800_000_000.0}
+
+
 @given(st.text(max_size=40))
 def test_only_own_ids_hold_a_time(text: str) -> None:
     with pytest.raises(ValueError, match="holds no time"):

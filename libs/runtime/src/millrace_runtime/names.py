@@ -2,11 +2,14 @@
 
 import re
 import secrets
+import threading
 import time
 
 from millrace_runtime.errors import InvalidArgument
 
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
+_lock = threading.Lock()
+_newest = 0  # of the ids that this process has made
 
 
 def parse(template: str, name: str) -> dict[str, str]:
@@ -46,9 +49,15 @@ def new_id(prefix: str) -> str:
     """A new id that sorts by time of making: ``prefix-`` + 26 characters, as a ULID's.
 
     48 bits of milliseconds and 80 random ones, in Crockford's base 32 (the ULID
-    specification), so that listing by id is listing by time.
+    specification), so that listing by id is listing by time. Of those that a process makes in
+    one millisecond each is larger than the one before.
     """
+    global _newest
     value = (int(time.time() * 1000) << 80) | secrets.randbits(80)
+    with _lock:
+        if value >> 80 == _newest >> 80:
+            value = _newest + 1 + secrets.randbits(48)
+        _newest = value
     digits = [_CROCKFORD[(value >> shift) & 31] for shift in range(125, -1, -5)]
     return f"{prefix}-{''.join(digits)}"
 
