@@ -28,5 +28,5 @@ rest="$(find services tests -mindepth 1 -maxdepth 1 -type d ! -name __pycache__ 
 status=0
 printf '%s\n' "${parts[@]}" "$rest" |
   xargs -P "${TEST_PARTS_AT_ONCE:-3}" -I {} bash -c 'run_part {}' || status=$?
-grep -hE '^(FAILED|ERROR) ' "$LOGS"/* && status=1
+grep -hE '^(FAILED|ERROR) [a-z]' "$LOGS"/* && status=1
 exit "$status"
