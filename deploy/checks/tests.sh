@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Every test, in parts of which a few run at the same time: those of the whole mesh mostly wait,
-# those of packages compute. Long ones come first, so that all end together. A part's output is
-# printed when it has ended; what failed is named once more at the end.
+# Every test, in parts of which three (TEST_PARTS_AT_ONCE) run at the same time: those of the whole
+# mesh mostly wait, those of packages compute. Long ones come first, so that all end together. A
+# part's output is printed when it has ended; what failed is named once more at the end.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 LOGS="$(mktemp -d)"

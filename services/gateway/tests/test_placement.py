@@ -24,6 +24,12 @@ def placement_of(routes: RouteTable) -> Placement:
     return Placement(routes, entrance, Health())
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of minutes: what returns was not waited out."""
+    monkeypatch.setattr(placement, "_ROUTE_CHANGE_SECONDS", 600.0)
+
+
 def test_a_model_that_is_about_to_serve_is_waited_for() -> None:
     async def scenario() -> None:
         routes = RouteTable()
@@ -31,10 +37,11 @@ def test_a_model_that_is_about_to_serve_is_waited_for() -> None:
         attending = asyncio.create_task(placement_of(routes).attend("t", "demo"))
         await asyncio.sleep(0)
         routes.replace(2, [LOADING, OTHER])
-        await asyncio.sleep(0.01)
+        for _ in range(10):  # all that the loop has to do
+            await asyncio.sleep(0)
         assert not attending.done(), "another model's change is none"
         routes.replace(3, [SERVING, OTHER])
-        await asyncio.wait_for(attending, 0.5)
+        assert await asyncio.wait_for(attending, 20) == (SERVING, "")
 
     asyncio.run(scenario())
 
@@ -44,7 +51,7 @@ def test_one_that_serves_or_is_named_by_its_version_is_not() -> None:
         routes = RouteTable()
         routes.replace(1, [LOADING, OTHER])
         for model in ("other", "demo@1"):
-            await asyncio.wait_for(placement_of(routes).attend("t", model), 0.5)
+            await asyncio.wait_for(placement_of(routes).attend("t", model), 20)
 
     asyncio.run(scenario())
 
@@ -55,7 +62,8 @@ def test_nobody_waits_for_ever_or_for_nothing(monkeypatch: pytest.MonkeyPatch) -
     async def scenario() -> None:
         routes = RouteTable()
         routes.replace(1, [LOADING])
-        await asyncio.wait_for(placement_of(routes).attend("t", "demo"), 0.5)
+        found, _ = await asyncio.wait_for(placement_of(routes).attend("t", "demo"), 20)
+        assert found == LOADING
         with pytest.raises(NotFound):
             await placement_of(routes).attend("t", "nobody")
 

@@ -1,7 +1,6 @@
 """Lifting recalls: what one alone kept out may be rolled out again, and nothing serves by it."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -26,24 +25,11 @@ from millrace_registry.domain import RequestKey, VersionState
 from millrace_registry.recall import Action, Cause, Outcome, Recall, Sought, is_recalls
 from millrace_registry.recall_looks import Held, RecallLooks, Search
 from millrace_registry.recall_watch import RecallWatch
-from millrace_runtime.database import Database, open_database
+from millrace_runtime.database import open_database
 from millrace_runtime.errors import FailedPrecondition
 from millrace_testkit.clock import FakeClock
 
 STANDING = [Action.QUARANTINE, Action.ROLL_BACK]
-
-
-@pytest.fixture
-def world(tmp_path: Path, clock: FakeClock) -> Iterator[World]:
-    database = open_database(f"sqlite:///{tmp_path}/service.db")
-    yield World(database, tmp_path, clock)
-    database.close()
-
-
-@pytest.fixture
-def any_world(database: Database, tmp_path: Path, clock: FakeClock) -> World:
-    """On SQLite, then on PostgreSQL."""
-    return World(database, tmp_path, clock)
 
 
 def lift(world: World, made: Recall) -> Recall:

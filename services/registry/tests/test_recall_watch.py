@@ -1,9 +1,7 @@
 """Standing recalls look for their rows in what is learnt from later: none is missed, none twice."""
 
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 from recall_builders import ACME, BAD, GOOD, LOOKS, deliver, learnt, recall, serve, serving
@@ -16,9 +14,7 @@ from millrace_registry.recall import Action, Cause, Sought
 from millrace_registry.recall_looks import Held, RecallLooks, Search
 from millrace_registry.recall_store import WatchedLineage
 from millrace_registry.recall_watch import RecallWatch
-from millrace_runtime.database import Database, open_database
 from millrace_runtime.errors import InvalidArgument, Unavailable
-from millrace_testkit.clock import FakeClock
 
 ROW, OTHER_ROW = "sha256:" + "1" * 64, "sha256:" + "2" * 64
 ROWS = Sought((ROW,))
@@ -48,19 +44,6 @@ class FakeRows:
             if (found := sorted(self.rows.get(name, set()) & set(search.sought.hashes)))
         ]
         return Held(tuple(causes), tuple(n for n in search.names if n in self.unindexed))
-
-
-@pytest.fixture
-def world(tmp_path: Path, clock: FakeClock) -> Iterator[World]:
-    database = open_database(f"sqlite:///{tmp_path}/service.db")
-    yield World(database, tmp_path, clock)
-    database.close()
-
-
-@pytest.fixture
-def any_world(database: Database, tmp_path: Path, clock: FakeClock) -> World:
-    """On SQLite, then on PostgreSQL."""
-    return World(database, tmp_path, clock)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import grpc
 import pytest
@@ -45,23 +44,10 @@ from millrace_registry.recall import Action, Cause, Outcome
 from millrace_registry.recall_api import RecallServicer
 from millrace_registry.recall_app import RecallApp
 from millrace_runtime.channel import call, open_channel
-from millrace_runtime.database import Database, open_database
+from millrace_runtime.database import open_database
 from millrace_runtime.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from millrace_runtime.interceptors import ServiceInterceptor
 from millrace_testkit.clock import FakeClock
-
-
-@pytest.fixture
-def world(tmp_path: Path, clock: FakeClock) -> Iterator[World]:
-    database = open_database(f"sqlite:///{tmp_path}/service.db")
-    yield World(database, tmp_path, clock)
-    database.close()
-
-
-@pytest.fixture
-def any_world(database: Database, tmp_path: Path, clock: FakeClock) -> World:
-    """On SQLite, then on PostgreSQL."""
-    return World(database, tmp_path, clock)
 
 
 def test_a_report_says_what_is_live_and_changes_nothing(world: World) -> None:

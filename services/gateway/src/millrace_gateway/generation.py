@@ -197,11 +197,11 @@ class Generator:
             MillraceError: no such model, too many requests, or what the engine said.
             DeadlineExceeded: the client does not wait any longer.
         """
-        await self.placement.attend(request.tenant, request.model)
-        found, pinned = self.routes.find(request.tenant, request.model)
         self.placement.check_in(_priority_of(request))
         reservation = None
         try:
+            attending = self.placement.attend(request.tenant, request.model)
+            found, pinned = await within(request.deadline.begins_by, attending)
             request, reservation = self._reserve(request, found, pinned)
             generation = await within(request.deadline.begins_by, self._start(request, found))
         except BaseException:

@@ -154,8 +154,9 @@ class Inference:
         """
         failed: set[Choice] = set()
         guest = _guest(asked)
-        await self._placement.attend(guest.tenant, guest.model)
         with self._in_progress(asked, guest) as progress:
+            attending = self._placement.attend(guest.tenant, guest.model)
+            await within(asked.ends_by, attending)
             while True:
                 entering = self._placement.enter(guest, failed)
                 place = await within(asked.ends_by, entering)

@@ -96,23 +96,23 @@ class Placement:
         self._random_number = random_number
         self.active = 0
 
-    async def attend(self, tenant: str, model: str) -> None:
-        """Give a model that does not serve yet a moment to.
+    async def attend(self, tenant: str, model: str) -> tuple[Route, str]:
+        """``RouteTable.find``, but that a model which does not serve yet is given a moment to.
 
         That a tuning job has succeeded can be known a moment before the route table that the
         model answers by; whoever asks it at once must not be refused.
 
         Raises:
-            MillraceError: there is no such model.
+            MillraceError: as ``RouteTable.find``.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + _ROUTE_CHANGE_SECONDS
-        while not self._may_be_asked(tenant, model) and (left := until - loop.time()) > 0:
+        while True:
+            found, pinned = self.routes.find(tenant, model)
+            left = until - loop.time()
+            if pinned or found.serving or left <= 0:
+                return found, pinned
             await self.routes.wait_for_change(left)
-
-    def _may_be_asked(self, tenant: str, model: str) -> bool:
-        named = self.routes.named(tenant, model)
-        return bool(named.pinned) or named.route.serves
 
     def check_in(self, priority: Priority) -> None:
         """Count a request, until it checks out.

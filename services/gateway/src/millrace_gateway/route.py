@@ -80,8 +80,9 @@ class Route:
     split: str = ""
 
     @property
-    def serves(self) -> bool:
-        return any(target.share > 0 and target.endpoints for target in self.targets)
+    def serving(self) -> Sequence[Target]:
+        """The targets that answer requests which name no version."""
+        return [target for target in self.targets if target.share > 0 and target.endpoints]
 
     def has_loaded(self, version: int) -> bool:
         return any(target.version == version and target.endpoints for target in self.targets)
@@ -120,7 +121,7 @@ def candidates(route: Route, pinned: str) -> Sequence[Target]:
         Unavailable: the model is known and nothing of it serves yet.
     """
     if not pinned:
-        serving = [target for target in route.targets if target.share > 0 and target.endpoints]
+        serving = route.serving
         if not serving:
             raise Unavailable(
                 f"model {route.model!r} is being loaded; try again in a moment",
